@@ -1,0 +1,19 @@
+"""Adapting the newest gate on a few unlabelled samples."""
+
+from mingle.adaptation.features import second_moments, watch_inputs
+from mingle.adaptation.loop import GateGroup, adapt
+from mingle.adaptation.objectives import OBJECTIVES, kl_divergence, soft_cross_entropy
+from mingle.adaptation.seeds import SeedSelection, draw_batches, select_seeds
+
+__all__ = [
+    "OBJECTIVES",
+    "GateGroup",
+    "SeedSelection",
+    "adapt",
+    "draw_batches",
+    "kl_divergence",
+    "second_moments",
+    "select_seeds",
+    "soft_cross_entropy",
+    "watch_inputs",
+]

@@ -1,0 +1,103 @@
+"""What a family of models has to say about itself.
+
+Shapes: N samples; C classes of one task; batches are keyword arguments of the model's forward.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from mingle.errors import UnknownNameError
+from mingle.layers import LinearGroup
+from mingle.weights import Checkpoint, open_checkpoint
+
+Batch = dict[str, Tensor]
+Samples = Tensor | Sequence[Image]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A task's frozen classifier: class names and the tensors that the backbone turns into logits."""
+
+    classes: tuple[str, ...]
+    tensors: dict[str, Tensor]
+
+
+class Backbone(ABC):
+    """One family of models. A method sees layers and logits through it, never images or text."""
+
+    optional: ClassVar[Collection[str]] = ()
+    """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
+
+    def open(self, source: str | Path) -> Checkpoint:
+        """Opens a folder, file or hub id with this family's tensor names. Raises CheckpointError."""
+        return open_checkpoint(source, self.canonical_name)
+
+    @abstractmethod
+    def canonical_name(self, stored_name: str) -> str | None:
+        """The model's name for a stored tensor; None for tensors that are not part of the merged model."""
+
+    @abstractmethod
+    def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model of ``checkpoint.config`` on the meta device, without weights. Raises CheckpointError."""
+
+    def build(
+        self, checkpoint: Checkpoint, fallback: Checkpoint | None = None, dtype: torch.dtype = torch.float32
+    ) -> nn.Module:
+        """The checkpoint as a frozen model in eval mode; tensors it leaves out come from ``fallback``."""
+        model = self.skeleton(fallback or checkpoint)
+        state = dict(fallback.tensors(dtype)) if fallback else {}
+        state.update(checkpoint.tensors(dtype))
+        return self.load(model, state)
+
+    def load(self, model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+        """Fills a skeleton with tensors by canonical name."""
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.eval().requires_grad_(False)
+
+    @abstractmethod
+    def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
+        """The Linears to merge, those that read the same tensor together. Raises UnknownNameError."""
+
+    @abstractmethod
+    def width(self, model: nn.Module) -> int:
+        """Hidden width; settings tuned to width 768 are scaled by it."""
+
+    @abstractmethod
+    def head(self, checkpoint: Checkpoint) -> Head | None:
+        """The classifier that comes with a checkpoint, if one does. Raises CheckpointError."""
+
+    @abstractmethod
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the heads read: (N, d)."""
+
+    @abstractmethod
+    def classify(self, features: Tensor, head: Head) -> Tensor:
+        """Logits (N, C) of one task."""
+
+    @abstractmethod
+    def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
+        """Raw samples (uint8 tensors, images, …) to a batch for the model. Raises SeedsError."""
+
+
+def take(batch: Batch, index: Tensor | slice) -> Batch:
+    """The chosen samples of a batch."""
+    return {name: tensor[index] for name, tensor in batch.items()}
+
+
+def count(batch: Batch) -> int:
+    """Number of samples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def choose_sites(sites: str, known: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The layer kinds of a selection. Raises UnknownNameError."""
+    if sites not in known:
+        raise UnknownNameError("sites", sites, known)
+    return known[sites]

@@ -1,0 +1,158 @@
+"""The vision tower of any Hugging Face CLIP, classified against frozen class embeddings.
+
+Logits: ``s · cos(f(x), e_c)`` with f the projected image embedding, e_c the embedding of class c and s the
+logit scale (Radford et al. 2021). A checkpoint folder may bring its head as ``head.safetensors`` with
+``class_embeddings`` (C, d) and ``logit_scale`` (), class names from ``id2label`` of its config.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
+from mingle.errors import CheckpointError, SeedsError
+from mingle.layers import LinearGroup
+from mingle.weights import Checkpoint
+
+TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+SITES = {
+    "full": (*QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
+    "light": (*QKV, "mlp.fc1"),
+    "light+out": (*QKV, "self_attn.out_proj", "mlp.fc1"),
+}
+DEFAULT_LOGIT_SCALE = 100.0
+
+
+class Clip(Backbone):
+    """CLIPVisionModelWithProjection, from a CLIPModel, a vision tower, or a tower without projection."""
+
+    optional = frozenset({"visual_projection.weight"})
+
+    def canonical_name(self, stored_name: str) -> str | None:
+        """Adds the ``vision_model.`` that transformers 5 drops from a bare tower; skips the text tower."""
+        if stored_name.endswith("position_ids"):
+            return None
+        if stored_name.startswith(TOWER):
+            return f"vision_model.{stored_name}"
+        if stored_name.startswith(("text_model.", "text_projection.", "logit_scale")):
+            return None
+        return stored_name
+
+    def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
+        """The vision tower that ``config.json`` describes. Raises CheckpointError for another family."""
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        kind = checkpoint.config.get("model_type")
+        if kind not in ("clip", "clip_vision_model"):
+            raise CheckpointError(
+                f"{checkpoint.source}: config.json says model_type {kind!r}; backbone 'clip' expects "
+                "'clip' or 'clip_vision_model'"
+            )
+        values = dict(checkpoint.config)
+        if kind == "clip":
+            projection = values.get("projection_dim", 512)
+            values = {"projection_dim": projection, **(values.get("vision_config") or {})}
+        with torch.device("meta"):
+            tower: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(values))
+        return tower
+
+    def load(self, model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+        """Fills the tower; ``position_ids`` is a computed buffer and is made anew."""
+        embeddings = model.get_submodule("vision_model.embeddings")
+        positions = len(state["vision_model.embeddings.position_embedding.weight"])
+        embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
+        return super().load(model, state)
+
+    def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
+        """q, k and v of a block read the same tensor; out_proj, fc1 and fc2 each their own."""
+        chosen = choose_sites(sites, SITES)
+        rest = [(kind,) for kind in chosen if kind not in QKV]
+        layers = sum(1 for _ in model.get_submodule("vision_model.encoder.layers").children())
+        return [
+            LinearGroup(tuple(f"vision_model.encoder.layers.{i}.{kind}" for kind in kinds))
+            for i in range(layers)
+            for kinds in (QKV, *rest)
+        ]
+
+    def width(self, model: nn.Module) -> int:
+        """Hidden width of the tower."""
+        return model.get_parameter("vision_model.embeddings.class_embedding").numel()
+
+    def head(self, checkpoint: Checkpoint) -> Head | None:
+        """Reads ``head.safetensors`` beside the checkpoint. Raises CheckpointError."""
+        path = checkpoint.folder / "head.safetensors"
+        if not path.exists():
+            return None
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+        if "class_embeddings" not in tensors or tensors["class_embeddings"].dim() != 2:
+            raise CheckpointError(f"{path}: expected a tensor 'class_embeddings' (classes × dimension)")
+        labels = checkpoint.config.get("id2label") or {}
+        number = len(tensors["class_embeddings"])
+        if labels and len(labels) != number:
+            raise CheckpointError(
+                f"{path}: {number} class embeddings, but id2label of config.json names {len(labels)} classes"
+            )
+        names = tuple(str(labels.get(str(i), i)) for i in range(number))
+        return Head(names, tensors)
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Projected image embeddings (N, d), not normalised."""
+        embeddings: Tensor = model(**batch).image_embeds
+        return embeddings
+
+    def classify(self, features: Tensor, head: Head) -> Tensor:
+        """``s · cos(features, class embeddings)``: (N, C)."""
+        classes = head.tensors["class_embeddings"].to(features)
+        scale = head.tensors.get("logit_scale")
+        factor = DEFAULT_LOGIT_SCALE if scale is None else float(scale)
+        return factor * normalize(features, dim=-1) @ normalize(classes, dim=-1).mT
+
+    def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
+        """Images to ``pixel_values`` (N, 3, H, W).
+
+        A uint8 tensor (N, 3, H, W) of the model's size is only rescaled and normalised; a float tensor of
+        that size is taken as already normalised; a list of PIL images goes through the image processor.
+        """
+        from transformers import CLIPImageProcessorPil
+
+        values = {k: v for k, v in _processor_config(base).items() if k != "image_processor_type"}
+        processor = CLIPImageProcessorPil(**values)
+        if isinstance(samples, Sequence):
+            images = processor(images=list(samples), return_tensors="pt")
+            return {"pixel_values": images["pixel_values"]}
+        size = int((base.config.get("vision_config") or base.config)["image_size"])
+        if samples.dim() != 4 or tuple(samples.shape[1:]) != (3, size, size):
+            raise SeedsError(
+                f"images: expected a tensor (N, 3, {size}, {size}), found {tuple(samples.shape)}; "
+                "resize them, or pass image files, which are resized for you"
+            )
+        if samples.dtype != torch.uint8:
+            return {"pixel_values": samples}
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
+        return {"pixel_values": (samples.float() / 255 - mean) / std}
+
+
+def _processor_config(base: Checkpoint) -> dict[str, Any]:
+    import json
+
+    path = base.folder / "preprocessor_config.json"
+    if not path.exists():
+        size = int((base.config.get("vision_config") or base.config)["image_size"])
+        return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    return dict(values)
+
+
+PLUGIN = Clip

@@ -1,0 +1,31 @@
+"""The results file: JSON with a schema version, written whole or not at all."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mingle.errors import ConfigError
+
+RESULTS_SCHEMA = 1
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> None:
+    """Writes results; a file that was there before stays until the new one is complete."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
+    temporary.replace(path)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads results. Raises ConfigError when the file is missing, damaged or of another schema."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable results file ({error})") from error
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != RESULTS_SCHEMA:
+        raise ConfigError(
+            f"{path}: expected results of schema {RESULTS_SCHEMA}, found {found!r}; update mingle"
+        )
+    return dict(value)

@@ -1,0 +1,69 @@
+"""What all commands share: progress on stderr, results on stdout, errors in one line."""
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from mingle.errors import ConfigError, MingleError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts instead of text.")]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line: its function, and an example shown under its help."""
+
+    function: Callable[..., None]
+    example: str
+    names: tuple[str, ...] = ()
+
+
+def main_with(app: typer.Typer) -> None:
+    """Runs the app. Exit code 0: done; 1: it failed, with one clear line; 2: the call was wrong."""
+    try:
+        app()
+    except MingleError as error:
+        typer.echo(f"mingle: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        typer.echo("mingle: interrupted; what was merged before is unchanged", err=True)
+        sys.exit(130)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A callback ``(what, done, total)`` that draws a bar on stderr; silent when that is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield report
+
+
+def show(value: Mapping[str, Any] | list[Any], text: str, *, as_json: bool) -> None:
+    """Prints a result on stdout, as JSON or as text."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Options with the values that were used, wrapped to the width of a terminal."""
+    text = "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items())
+    return textwrap.fill(text, 100, subsequent_indent="  ")
+
+
+def megabytes(size: int) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{size / 1e6:.2f} MB"

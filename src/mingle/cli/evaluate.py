@@ -1,0 +1,83 @@
+"""Commands that score a run and predict with it."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mingle.cli.console import Command, Json, progress_bar, settings_text, show
+from mingle.cli.run import BaseNow, RunFolder
+
+
+def evaluate(
+    run: RunFolder,
+    suite: Annotated[str, typer.Option(help="Suite whose test data to score on.")],
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
+    ] = None,
+    base: BaseNow = None,
+    json: Json = False,
+) -> None:
+    """Score every step of a run on every task so far: accuracy matrix, ACC, BWT, FWT, normalised ACC."""
+    from mingle.evaluation import evaluate_run, individual_accuracies, scored_tasks
+    from mingle.state import MergeRun
+    from mingle.suites import SUITES
+
+    opened, chosen = MergeRun.open(run, base=base), SUITES.get(suite)
+    tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
+    with progress_bar() as progress:
+        individual = individual_accuracies(chosen, opened.base, tests, progress)
+        result = evaluate_run(opened, tests, individual, progress=progress).as_dict()
+    show({**result, "individual": individual}, _scores(result), as_json=json)
+
+
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    task: Annotated[str, typer.Option(help="Task whose classes to choose from.")],
+    base: BaseNow = None,
+    json: Json = False,
+) -> None:
+    """Classify images with the merged model."""
+    from mingle.state import MergeRun
+    from mingle.suites import open_image
+
+    opened = MergeRun.open(run, base=base)
+    probabilities, classes = opened.predict([open_image(path) for path in images], task)
+    found = [
+        {"image": str(path), "class": classes[int(row.argmax())], "probability": float(row.max())}
+        for path, row in zip(images, probabilities, strict=True)
+    ]
+    text = "\n".join(f"{f['image']}  {f['class']}  {f['probability']:.1%}" for f in found)
+    show(found, text, as_json=json)
+
+
+def _scores(result: dict[str, Any]) -> str:
+    tasks = result["tasks"]
+    width = max(map(len, tasks))
+    lines = ["accuracy (%) of every step (down) on every task so far (across)"]
+    lines += [
+        f"  {t + 1:>2} + {tasks[t]:<{width}}" + "".join(f"{100 * a:>7.1f}" for a in row)
+        for t, row in enumerate(result["matrix"])
+    ]
+    names = {
+        "acc": "ACC",
+        "bwt": "BWT",
+        "fwt": "FWT",
+        "normalised_acc": "normalised ACC",
+        "mixed_acc": "mixed ACC",
+    }
+    scores = (
+        f"{name} {100 * result['metrics'][key]:.1f}"
+        for key, name in names.items()
+        if result["metrics"][key] is not None
+    )
+    return "\n".join(
+        [*lines, "", "   ".join(scores), f"{result['label']}, {settings_text(result['settings'])}"]
+    )
+
+
+COMMANDS = (
+    Command(evaluate, "Example: `mingle eval run --suite glyph8`", ("eval",)),
+    Command(predict, "Example: `mingle predict run --task mnist seven.png`"),
+)

@@ -1,0 +1,165 @@
+"""Commands that create, extend, read and check a run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show
+
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+BaseNow = Annotated[str | None, typer.Option("--base", help="Where the base is now, if it has moved.")]
+
+
+def init(
+    run: RunFolder,
+    base: Annotated[str, typer.Option(help="Pretrained model: folder, hub id, or suite:base.")],
+    method: Annotated[str | None, typer.Option(help="Merging method  [default: mingle].")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Named options of the method, e.g. reference or paper.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML: method, preset, backbone, seed, options.")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="Family of the models  [default: clip].")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Every random draw follows from it  [default: 42].")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Start a run: choose the base and the method."""
+    from mingle.state import MergeRun, RunConfig
+
+    given = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
+    chosen = RunConfig.load(config, {key: value for key, value in given.items() if value is not None})
+    created = MergeRun.create(run, base, **chosen.model_dump())
+    header = dict(created.header)
+    text = f"{run}: started, method {chosen.method} (preset {chosen.preset}), base {base}"
+    show(header, f"{text}\n{settings_text(header['settings'])}", as_json=json)
+
+
+def add(
+    run: RunFolder,
+    checkpoint: Annotated[str, typer.Argument(help="Fine-tuned model: folder, hub id, file, or suite:task.")],
+    name: Annotated[str | None, typer.Option(help="Name of the task  [default: the checkpoint's].")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Unlabelled samples: folder of images, .safetensors, .npz or suite:task."),
+    ] = None,
+    base: BaseNow = None,
+    json: Json = False,
+) -> None:
+    """Merge one more checkpoint. A failure or a kill at any moment leaves the run as it was."""
+    from mingle.state import MergeRun
+
+    opened = MergeRun.open(run, base=base)
+    with progress_bar() as progress:
+        step = opened.add(checkpoint, name=name, seeds=seeds, progress=progress)
+    info = opened.info(step.task)
+    text = f"{step.task}: merged as step {len(opened.tasks)} in {info['seconds']:.1f} s"
+    show(info, "\n".join([text, *_describe(info["report"])]), as_json=json)
+
+
+def log(run: RunFolder, json: Json = False) -> None:
+    """List the merged tasks, oldest first."""
+    from mingle.state import MergeRun
+
+    opened = MergeRun.open(run)
+    steps = [opened.info(task) for task in opened.tasks]
+    entries = [
+        {"step": number, "task": info["task"], "seconds": info["seconds"], "checkpoint": info["checkpoint"]}
+        for number, info in enumerate(steps, start=1)
+    ]
+    lines = [
+        f"{e['step']:>3}  {e['task']:<24} {e['seconds']:>7.1f} s  {e['checkpoint']['fingerprint'][:12]}  "
+        f"{e['checkpoint']['source']}"
+        for e in entries
+    ]
+    show(entries, "\n".join(lines) or f"{run}: nothing merged yet", as_json=json)
+
+
+def show_run(
+    run: RunFolder,
+    task: Annotated[str | None, typer.Argument(help="Only the step of this task.")] = None,
+    json: Json = False,
+) -> None:
+    """Show method, options, base and size of a run, or all about one of its steps."""
+    from mingle.state import MergeRun
+
+    opened = MergeRun.open(run)
+    if task is not None:
+        info = opened.info(task)
+        checkpoint = info["checkpoint"]
+        lines = [
+            f"task        {info['task']} ({len(info['classes'] or [])} classes)",
+            f"checkpoint  {checkpoint['source']} ({checkpoint['fingerprint'][:12]})",
+            *_describe(info["report"]),
+        ]
+        show(info, "\n".join(lines), as_json=json)
+        return
+    header = dict(opened.header)
+    value = {**header, "tasks": list(opened.tasks), "bytes": opened.size_bytes()}
+    lines = [
+        f"run       {run} ({megabytes(value['bytes'])})",
+        f"method    {header['method']} (preset {header['preset']}), seed {header['seed']}",
+        f"base      {header['base']['source']} ({header['base']['fingerprint'][:12]})",
+        f"tasks     {', '.join(opened.tasks) or 'none yet'}",
+        settings_text(header["settings"]),
+    ]
+    show(value, "\n".join(lines), as_json=json)
+
+
+def verify(run: RunFolder, json: Json = False) -> None:
+    """Read every byte and compare it with its hash. Exit code 1 if anything is damaged."""
+    from mingle.state import MergeRun
+
+    problems = MergeRun.open(run, check_files=False).verify()
+    text = "\n".join(problems) if problems else f"{run}: whole, every file matches its hash"
+    show({"whole": not problems, "problems": problems}, text, as_json=json)
+    raise typer.Exit(1 if problems else 0)
+
+
+def undo(run: RunFolder, json: Json = False) -> None:
+    """Drop the newest step; the run is then as it was before that task."""
+    from mingle.state import MergeRun
+
+    opened = MergeRun.open(run, check_files=False)
+    task = opened.undo()
+    left = ", ".join(opened.tasks) or "none"
+    show({"undone": task, "tasks": list(opened.tasks)}, f"{task}: undone; left: {left}", as_json=json)
+
+
+def _describe(report: dict[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if "energy" in report:
+        energy = report["energy"]
+        shares = (f"{energy[part]:.1%} {words}" for part, words in ENERGY_WORDS.items())
+        lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
+    if report.get("losses"):
+        losses = report["losses"]
+        lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
+    if "seeds" in report:
+        seeds = report["seeds"]
+        lines.append(
+            f"seeds       {seeds['used']} of {seeds['pool']}, {seeds['selection']}, from {seeds['source']}"
+        )
+    if "settings" in report:
+        lines.append(settings_text(report["settings"]))
+    return lines
+
+
+ENERGY_WORDS = {
+    "kept": "kept",
+    "projection": "dropped by projection",
+    "rank": "dropped by rank",
+    "not_merged": "in parameters that are not merged",
+}
+
+COMMANDS = (
+    Command(init, "Example: `mingle init run --base glyph8:base --method mingle --preset reference`"),
+    Command(add, "Example: `mingle add run glyph8:mnist --name mnist --seeds glyph8:mnist`"),
+    Command(log, "Example: `mingle log run`"),
+    Command(show_run, "Example: `mingle show run mnist`", ("show",)),
+    Command(verify, "Example: `mingle verify run`"),
+    Command(undo, "Example: `mingle undo run`"),
+)

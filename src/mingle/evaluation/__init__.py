@@ -1,0 +1,28 @@
+"""The accuracy matrix, and everything that follows from it."""
+
+from mingle.evaluation.gates import GateActivations, gate_activations
+from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy, scored_tasks
+from mingle.evaluation.metrics import (
+    average_accuracy,
+    backward_transfer,
+    forward_transfer,
+    normalised_accuracy,
+)
+from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies
+
+__all__ = [
+    "Evaluation",
+    "GateActivations",
+    "ScoredTask",
+    "accuracy",
+    "accuracy_matrix",
+    "average_accuracy",
+    "backward_transfer",
+    "evaluate_run",
+    "forward_transfer",
+    "gate_activations",
+    "individual_accuracies",
+    "mixed_accuracy",
+    "normalised_accuracy",
+    "scored_tasks",
+]

@@ -1,0 +1,50 @@
+"""What the gates of a mixture say about the samples of every task."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mingle.backbones import Backbone, count, take
+from mingle.evaluation.matrix import BATCH, ScoredTask
+from mingle.layers import mixtures
+
+
+class GateActivations(NamedTuple):
+    """Mean gate value ``mean[layer][input task][expert]`` over the test samples of each task."""
+
+    layers: list[str]
+    inputs: list[str]
+    experts: list[str]
+    mean: list[list[list[float]]]
+
+
+@torch.no_grad()
+def gate_activations(
+    backbone: Backbone, model: nn.Module, experts: tuple[str, ...], tests: Mapping[str, ScoredTask]
+) -> GateActivations | None:
+    """Mean gates per layer, input task and expert; None for a model without mixtures."""
+    layers = dict(mixtures(model))
+    if not layers:
+        return None
+    sums = {name: torch.zeros(len(tests), len(experts), dtype=torch.float64) for name in layers}
+    current = 0
+
+    def remember(name: str, gates: Tensor) -> None:
+        sums[name][current] += gates.double().sum(0)
+
+    handles = [
+        layer.gate.register_forward_hook(lambda _m, _x, gates, name=name: remember(name, gates))
+        for name, layer in layers.items()
+    ]
+    try:
+        for current, test in enumerate(tests.values()):  # noqa: B007 – read by the hooks
+            for start in range(0, count(test.batch), BATCH):
+                backbone.features(model, take(test.batch, slice(start, start + BATCH)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    sizes = torch.tensor([[len(test.labels)] for test in tests.values()])
+    mean = [(sums[name] / sizes).tolist() for name in layers]
+    return GateActivations(list(layers), list(tests), list(experts), mean)

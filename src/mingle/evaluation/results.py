@@ -1,0 +1,145 @@
+"""One evaluation of one run, with everything that is needed to trust and to repeat it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mingle.backbones import Head
+from mingle.errors import ConfigError
+from mingle.evaluation.gates import gate_activations
+from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy
+from mingle.evaluation.metrics import (
+    average_accuracy,
+    backward_transfer,
+    forward_transfer,
+    normalised_accuracy,
+)
+from mingle.methods import Base
+from mingle.methods.base_method import Progress, silent
+from mingle.state import MergeRun
+from mingle.suites import FolderSuite
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The accuracy matrix of a run and what follows from it; accuracies in 0…1."""
+
+    label: str
+    method: str
+    preset: str
+    one_model: bool
+    tasks: tuple[str, ...]
+    settings: Mapping[str, Any]
+    matrix: list[list[float]]
+    metrics: Mapping[str, float | None]
+    seconds: float
+    bytes: int
+    seed_samples: Mapping[str, Any] | None
+    energy: list[Mapping[str, Any]] | None
+    losses: list[list[float]] | None
+    gates: Mapping[str, Any] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def individual_accuracies(
+    suite: FolderSuite, base: Base, tests: Mapping[str, ScoredTask], progress: Progress = silent
+) -> dict[str, float]:
+    """Accuracy of every task's own fine-tuned model on its own test samples."""
+    found: dict[str, float] = {}
+    for task, test in tests.items():
+        checkpoint = base.backbone.open(suite.checkpoint(task))
+        model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
+        found[task] = accuracy(
+            base.backbone, model, _require_head(base, checkpoint.source, suite, task), test
+        )
+        progress("scoring individual models", len(found), len(tests))
+    return found
+
+
+def evaluate_run(
+    run: MergeRun,
+    tests: Mapping[str, ScoredTask],
+    individual: Mapping[str, float],
+    *,
+    label: str | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Scores a run after every step it has taken; seeds are left out unless the preset scores them.
+
+    Raises ConfigError for a run without steps or with tasks that have no test set.
+    """
+    if not run.tasks:
+        raise ConfigError(f"{run.path}: nothing merged yet; add a checkpoint first")
+    missing = [task for task in run.tasks if task not in tests]
+    if missing:
+        raise ConfigError(
+            f"{run.path}: no test samples for {', '.join(missing)}; the suite has {', '.join(tests)}"
+        )
+    method, state = run.method, run.state
+    reports = [step.report for step in state.steps]
+    used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
+    scored = {task: tests[task] if method.scored_seeds else tests[task].without(used) for task in run.tasks}
+    matrix = accuracy_matrix(method, state, scored, progress)
+    own = [individual[task] for task in run.tasks]
+    gates = None
+    if not method.needs_task:
+        gates = gate_activations(run.backbone, method.model(state), run.tasks, scored)
+    preset = str(run.header["preset"])
+    name = str(run.header["method"])
+    return Evaluation(
+        label=label or (name if preset == "default" else f"{name} ({preset})"),
+        method=name,
+        preset=preset,
+        one_model=not method.needs_task,
+        tasks=run.tasks,
+        settings=run.header["settings"],
+        matrix=matrix,
+        metrics={
+            "acc": average_accuracy(matrix),
+            "bwt": backward_transfer(matrix),
+            "fwt": forward_transfer(matrix, own),
+            "normalised_acc": normalised_accuracy(matrix, own),
+            "mixed_acc": mixed_accuracy(method, state, scored),
+        },
+        seconds=sum(run.info(task)["seconds"] for task in run.tasks),
+        bytes=run.size_bytes(),
+        seed_samples=_seed_samples(reports, tests, scored),
+        energy=_energy(run.tasks, reports),
+        losses=[list(report["losses"]) for report in reports]
+        if all("losses" in r for r in reports)
+        else None,
+        gates=gates._asdict() if gates else None,
+    )
+
+
+def _seed_samples(
+    reports: Sequence[Mapping[str, Any]], tests: Mapping[str, ScoredTask], scored: Mapping[str, ScoredTask]
+) -> dict[str, Any] | None:
+    seeds = [report["seeds"] for report in reports if "seeds" in report]
+    if not seeds:
+        return None
+    return {
+        "selection": seeds[0]["selection"],
+        "used": [s["used"] for s in seeds],
+        "excluded_from_score": sum(len(tests[task].labels) - len(scored[task].labels) for task in scored),
+    }
+
+
+def _energy(tasks: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:
+    if not all("energy" in report for report in reports):
+        return None
+    parts = ("kept", "projection", "rank", "not_merged")
+    return [
+        {"task": task, **{part: report["energy"][part] for part in parts}}
+        for task, report in zip(tasks, reports, strict=True)
+    ]
+
+
+def _require_head(base: Base, source: str, suite: FolderSuite, task: str) -> Head:
+    head = base.backbone.head(base.backbone.open(suite.checkpoint(task)))
+    if head is None:
+        raise ConfigError(f"{source}: the suite's checkpoint of {task!r} has no class head")
+    return head

@@ -1,0 +1,102 @@
+"""The input-dependent gate of a merged Linear.
+
+Shapes: N samples; T tasks; x (N, …, d_in) the layer's input, its middle axes are tokens; x̄ (N, d_in).
+"""
+
+import weakref
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+GateReduction = Literal["sample", "batch"]
+
+
+class PooledInput(nn.Module):
+    """``x̄``: the mean of a layer's input over its tokens, shared by all Linears that read the same tensor.
+
+    A tensor without token axes, (N, d_in) or (d_in,), is its own mean. ``mask`` (N, tokens), set by the
+    backbone for the length of one forward pass, leaves padding tokens out. Pooling first and gating the
+    mean is the same number as gating every token and averaging, because the gate is linear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, …, d_in) or (d_in,) -> (N, d_in)."""
+        if x.is_inference():  # has no version counter to tell an in-place change by
+            return self._mean(x)
+        last = self._last
+        if last is not None and last[0]() is x and last[1] == x._version:
+            pooled = last[2]
+            if pooled.requires_grad == (x.requires_grad and torch.is_grad_enabled()):
+                return pooled
+        pooled = self._mean(x)
+        self._last = (weakref.ref(x, self._forget), x._version, pooled)
+        return pooled
+
+    def _mean(self, x: Tensor) -> Tensor:
+        if x.dim() <= 2:
+            return x.reshape(-1, x.shape[-1])
+        tokens = x.flatten(1, -2)
+        if self.mask is None:
+            return tokens.mean(dim=1)
+        weight = self.mask.reshape(len(x), -1, 1).to(x.dtype)
+        return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+    def _forget(self, _: object) -> None:
+        self._last = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_last": None}
+
+
+class Gate(nn.Module):
+    """``g_i(x) = w_i · x̄ + c_i``: one row per task, no softmax, negative values allowed.
+
+    Rows of earlier tasks are buffers. The newest row is a parameter while it is being adapted, and
+    becomes a buffer like the others with ``freeze()``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self, width: int, *, reduction: GateReduction = "sample", dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.register_buffer("weight", torch.zeros(0, width, dtype=dtype))
+        self.register_buffer("bias", torch.zeros(0, dtype=dtype))
+        self.new_weight: nn.Parameter | None = None
+        self.new_bias: nn.Parameter | None = None
+
+    def append(self, weight: Tensor, bias: Tensor, *, trainable: bool = False) -> None:
+        """Adds the row of one more task: weight (d_in,), bias () – frozen unless ``trainable``."""
+        self.freeze()
+        if trainable:
+            self.new_weight = nn.Parameter(weight.to(self.weight).clone())
+            self.new_bias = nn.Parameter(bias.to(self.bias).clone())
+        else:
+            self.weight = torch.cat([self.weight, weight.to(self.weight)[None]])
+            self.bias = torch.cat([self.bias, bias.to(self.bias)[None]])
+
+    def freeze(self) -> None:
+        """Turns the row that was trainable into a frozen one."""
+        if self.new_weight is not None and self.new_bias is not None:
+            weight, bias = self.new_weight.detach(), self.new_bias.detach()
+            self.new_weight = self.new_bias = None
+            self.append(weight, bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """x̄ (N, d_in) -> gates (N, T); with reduction ``batch`` every row is the mean over the batch."""
+        gates = nn.functional.linear(pooled, self.weight, self.bias)
+        if self.new_weight is not None and self.new_bias is not None:
+            newest = pooled @ self.new_weight + self.new_bias
+            gates = torch.cat([gates, newest[:, None]], dim=1)
+        if self.reduction == "batch":
+            gates = gates.mean(dim=0, keepdim=True).expand_as(gates)
+        return gates

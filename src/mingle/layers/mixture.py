@@ -1,0 +1,73 @@
+"""A Linear with gated low-rank experts.
+
+Shapes: x (…, d_in) -> y (…, d_out); A (R, d_in) and B (d_out, R) are the stacked factors of all experts,
+R the sum of their ranks; gates (N, T).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from mingle.layers.expert import LowRankExpert
+from mingle.layers.gate import Gate, GateReduction, PooledInput
+
+
+class MixtureLinear(nn.Module):
+    """``y = W0 x + b0 + Σ_i g_i(x) · (B_i A_i x [+ δb_i])``, (…, d_in) -> (…, d_out).
+
+    W0, b0 and all experts are frozen: no gradient of a weight is ever computed, and no dense ``B A`` is
+    formed. Gradients flow through frozen gates and experts into x.
+    """
+
+    A: Tensor
+    B: Tensor
+    delta_bias: Tensor
+    task_of_rank: Tensor
+
+    def __init__(
+        self, linear: nn.Linear, pool: PooledInput | None = None, reduction: GateReduction = "sample"
+    ) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.pool = pool if pool is not None else PooledInput()
+        dtype, d_out, d_in = linear.weight.dtype, linear.out_features, linear.in_features
+        self.gate = Gate(d_in, reduction=reduction, dtype=dtype)
+        self.register_buffer("A", torch.zeros(0, d_in, dtype=dtype))
+        self.register_buffer("B", torch.zeros(d_out, 0, dtype=dtype))
+        self.register_buffer("delta_bias", torch.zeros(0, d_out, dtype=dtype))
+        self.register_buffer("task_of_rank", torch.zeros(0, dtype=torch.int64))
+        self._has_delta_bias = False
+
+    @property
+    def tasks(self) -> int:
+        """Number of experts."""
+        return len(self.delta_bias)
+
+    def extend(self, experts: Iterable[LowRankExpert]) -> None:
+        """Adds experts, oldest first. Each needs a gate row too (``layer.gate.append``)."""
+        new = list(experts)
+        first = self.tasks
+        owner = [torch.full((len(e.A),), first + i) for i, e in enumerate(new)]
+        zero = self.delta_bias.new_zeros(self.B.shape[0])
+        self.A = torch.cat([self.A, *(e.A.to(self.A) for e in new)])
+        self.B = torch.cat([self.B, *(e.B.to(self.B) for e in new)], dim=1)
+        deltas = [zero if e.bias is None else e.bias.to(zero) for e in new]
+        self.delta_bias = torch.cat([self.delta_bias, *(d[None] for d in deltas)])
+        self.task_of_rank = torch.cat([self.task_of_rank, *owner])
+        self._has_delta_bias = bool(self.delta_bias.any())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_in) -> (…, d_out)."""
+        y: Tensor = self.linear(x)
+        if self.tasks == 0:
+            return y
+        gates: Tensor = self.gate(self.pool(x))
+        # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
+        per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2), -1)
+        per_rank = gates.index_select(1, self.task_of_rank).reshape(per_sample)
+        y = y + linear(linear(x, self.A) * per_rank, self.B)
+        if self._has_delta_bias:
+            y = y + (gates @ self.delta_bias).reshape(per_sample)
+        return y

@@ -1,0 +1,57 @@
+"""Putting merged layers into a model, finding them, and taking them out again."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from mingle.layers.gate import GateReduction, PooledInput
+from mingle.layers.mixture import MixtureLinear
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """Names of Linears that read the same tensor (q, k and v, say).
+
+    They share pooled input, second moment and protected subspace; the group goes by its first name.
+    """
+
+    linears: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name its shared subspace is stored under."""
+        return self.linears[0]
+
+
+def wrap(
+    model: nn.Module, groups: Iterable[LinearGroup], reduction: GateReduction = "sample"
+) -> dict[str, MixtureLinear]:
+    """Replaces every Linear of the groups, in place, by a MixtureLinear without experts.
+
+    Returns them by name, in the order of the groups. An empty mixture computes what the Linear did.
+    """
+    wrapped: dict[str, MixtureLinear] = {}
+    for group in groups:
+        pool = PooledInput()
+        for name in group.linears:
+            linear = model.get_submodule(name)
+            if not isinstance(linear, nn.Linear):
+                raise TypeError(f"{name}: expected an nn.Linear, found {type(linear).__name__}")
+            wrapped[name] = MixtureLinear(linear, pool, reduction)
+            model.set_submodule(name, wrapped[name])
+    return wrapped
+
+
+def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLinear]]:
+    """Every MixtureLinear of a model with its name."""
+    for name, module in model.named_modules():
+        if isinstance(module, MixtureLinear):
+            yield name, module
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Puts the plain Linears back, in place, and returns the model."""
+    for name, module in list(mixtures(model)):
+        model.set_submodule(name, module.linear)
+    return model

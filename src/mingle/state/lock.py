@@ -1,0 +1,79 @@
+"""One writer at a time.
+
+The operating system holds the lock (``flock``), so it goes when its process does, however that ends. Who
+holds it stands in a file of its own, for the error message only: nothing is decided by it.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from mingle.errors import RunError, RunLockedError
+
+LOCK_FILE = ".mingle.lock"
+HOLDER_FILE = ".mingle.lock.json"
+
+
+@contextmanager
+def hold(folder: Path, timeout: float = 0) -> Iterator[None]:
+    """Hold the lock of the run in ``folder``; a thread that already holds it may enter again.
+
+    ``timeout``: seconds to wait for another writer, less than 0 without end.
+
+    Raises:
+        RunLockedError: another process or thread is writing; says who, where and since when.
+        RunError: the lock file cannot be created.
+
+    """
+    # One lock object per path and thread is what lets the holder enter again through any RunFolder.
+    lock = FileLock(folder.resolve() / LOCK_FILE, is_singleton=True)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise RunLockedError(
+            f"{folder}: {_holder(folder)} is writing to this run; wait until that is done, or stop it, and try again"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{folder / LOCK_FILE}: cannot lock the run ({error.strerror}); "
+            "check that the folder can be written to and that the disk is not full"
+        ) from error
+    outermost = lock.lock_counter == 1
+    try:
+        if outermost:
+            _sign(folder)
+        yield
+    finally:
+        if outermost:
+            _unsign(folder)
+        lock.release()
+
+
+def _sign(folder: Path) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    # On a full disk the message to others is less precise; the lock holds all the same.
+    with suppress(OSError):
+        (folder / HOLDER_FILE).write_text(json.dumps(holder), encoding="utf-8")
+
+
+def _unsign(folder: Path) -> None:
+    with suppress(OSError):
+        (folder / HOLDER_FILE).unlink()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / HOLDER_FILE).read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "another process"  # it has just come or gone, or could not write its name

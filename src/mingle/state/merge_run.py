@@ -1,0 +1,288 @@
+"""A merge that lives in a folder: create it, add checkpoints as they arrive, take the merged model out."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mingle.backbones import BACKBONES, Backbone, Head, Samples
+from mingle.errors import CheckpointError, MismatchError, SeedsError, TaskExistsError, UnknownNameError
+from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
+from mingle.methods.base_method import Progress, silent
+from mingle.provenance import versions
+from mingle.state.run_folder import RunFolder
+from mingle.suites import RawSamples, load_samples, locate
+from mingle.weights import Checkpoint, check_against
+
+HEAD = "head"
+
+
+class MergeRun:
+    """One merged model and its history in a folder.
+
+    Only ``add`` and ``undo`` change anything, each in one atomic step. The object always shows the run as
+    it was when it was opened or last changed through it.
+    """
+
+    def __init__(self, folder: RunFolder, base: str | Path | None = None) -> None:
+        self._folder = folder
+        self._base_source = base
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        base: str | Path,
+        *,
+        method: str = "mingle",
+        preset: str = "default",
+        options: Mapping[str, Any] | None = None,
+        backbone: str = "clip",
+        seed: int = 42,
+    ) -> Self:
+        """Starts a run. ``base``: model folder, hub id or ``suite:base``; ``options`` change the preset.
+
+        Raises ConfigError (unknown method, preset, option), CheckpointError (unreadable base), RunError.
+        """
+        chosen = METHODS.get(method).with_preset(preset, options)
+        family = BACKBONES.get(backbone)()
+        checkpoint = family.open(locate(base))
+        opened = Base(family, checkpoint)
+        header = {
+            "method": method,
+            "preset": preset,
+            "options": chosen.options.model_dump(),
+            "settings": chosen.settings(opened),
+            "backbone": backbone,
+            "seed": seed,
+            "base": {"source": _portable(base, Path(path)), "fingerprint": checkpoint.fingerprint},
+            "versions": versions(),
+        }
+        return cls(RunFolder.create(path, header), base)
+
+    @classmethod
+    def open(cls, path: str | Path, *, base: str | Path | None = None, check_files: bool = True) -> Self:
+        """Opens a run. ``base`` says where the base is now, if it has moved since the run was created.
+
+        ``check_files=False`` opens a damaged run too, to verify it or to undo its last step.
+
+        Raises RunError, RunDamagedError or RunSchemaError; the base is read and checked when it is needed.
+        """
+        return cls(RunFolder.open(path, check_files=check_files), base)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self._folder.path
+
+    @property
+    def header(self) -> Mapping[str, Any]:
+        """Method, preset, options, backbone, seed, base and versions, as stored at creation."""
+        return self._folder.manifest.header
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the merged tasks, oldest first."""
+        return tuple(step.name for step in self._folder.manifest.steps)
+
+    @cached_property
+    def method(self) -> Method[Any]:
+        """The run's method with its stored options."""
+        method = METHODS.get(self.header["method"])
+        return method(method.options_type.parse(self.header["options"], f"{self.path}: stored options"))
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The family of the run's models."""
+        return BACKBONES.get(self.header["backbone"])()
+
+    @cached_property
+    def base(self) -> Base:
+        """The base, checked against the fingerprint of the run. Raises MismatchError, CheckpointError."""
+        stored = self.header["base"]
+        source = self._base_source or _resolve(stored["source"], self.path)
+        try:
+            checkpoint = self.backbone.open(locate(source))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"base of {self.path}: {error}; if it has moved, say where it is now"
+            ) from error
+        if checkpoint.fingerprint != stored["fingerprint"]:
+            raise MismatchError(
+                str(source),
+                [
+                    f"fingerprint {checkpoint.fingerprint[:12]}…, the run was started from "
+                    f"{stored['fingerprint'][:12]}… ({stored['source']})"
+                ],
+            )
+        return Base(self.backbone, checkpoint)
+
+    @property
+    def state(self) -> State:
+        """The state of the method; tensors of a step are read, and checked, when they are asked for."""
+        return State(self.base, tuple(self._step(index) for index in range(len(self.tasks))))
+
+    def add(
+        self,
+        checkpoint: str | Path,
+        *,
+        name: str | None = None,
+        seeds: str | Path | Samples | None = None,
+        labels: Tensor | None = None,
+        head: Head | None = None,
+        replay: object = None,
+        progress: Progress = silent,
+    ) -> Step:
+        """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
+
+        ``checkpoint``: folder, file, hub id or ``suite:task``. ``seeds``: unlabelled samples, or where they
+        are. ``labels`` only for seed selection ``label``; ``head`` only if the checkpoint brings none.
+        Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
+        """
+        task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
+        with self.lock():
+            if task in self.tasks:
+                raise TaskExistsError(f"{self.path}: task {task!r} is already merged; give it another name")
+            opened = self.backbone.open(locate(checkpoint))
+            check_against(self.base.checkpoint, opened, self.backbone.optional)
+            head = head or self.backbone.head(opened)
+            arrival = Arrival(
+                task,
+                opened,
+                head,
+                self._pool(seeds, labels, head),
+                seed=self.header["seed"],
+                replay=replay,
+            )
+            started = time.perf_counter()
+            step = self.method.update(self.state, arrival, progress).steps[-1]
+            seconds = time.perf_counter() - started
+            self._commit(step, opened, seconds)
+        return step
+
+    def undo(self) -> str:
+        """Drops the newest step and returns its task. Raises RunError when there is none."""
+        self._folder, entry = self._folder.undo()
+        return entry.name
+
+    def verify(self) -> list[str]:
+        """Reads every byte and returns every problem found, one line each; an empty list means whole."""
+        return self._folder.verify()
+
+    def info(self, task: str) -> dict[str, Any]:
+        """What is stored about a task's step: checkpoint, versions, report. Raises UnknownNameError."""
+        self._require(task)
+        return self._folder.info(self.tasks.index(task))
+
+    def size_bytes(self) -> int:
+        """Size of the run on disk."""
+        return self._folder.size_bytes()
+
+    def lock(self, timeout: float = 0) -> AbstractContextManager[None]:
+        """Keeps other writers out. Raises RunLockedError after ``timeout`` seconds."""
+        return self._folder.lock(timeout)
+
+    def model(self, *, task: str | None = None, steps: int | None = None) -> nn.Module:
+        """The merged model, of the base's class; ``steps`` gives it as it was after that many tasks."""
+        state = self.state if steps is None else self.state.prefix(steps)
+        return self.method.model(state, task)
+
+    @torch.no_grad()
+    def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:
+        """Class probabilities (N, C) of samples under a task's head, and its class names."""
+        self._require(task)
+        state = self.state
+        head = state.step(task).head
+        if head is None:
+            raise CheckpointError(
+                f"{self.path}: task {task!r} was added without a class head; nothing to predict with"
+            )
+        model = self.method.model(state, task if self.method.needs_task else None)
+        batch = self.backbone.prepare(load_samples(samples).samples, self.base.checkpoint)
+        logits = self.backbone.classify(self.backbone.features(model, batch), head)
+        return logits.softmax(-1), head.classes
+
+    def _require(self, task: str) -> None:
+        if task not in self.tasks:
+            raise UnknownNameError(f"task of {self.path}", task, self.tasks)
+
+    def _pool(
+        self, seeds: str | Path | Samples | None, labels: Tensor | None, head: Head | None
+    ) -> SeedPool | None:
+        if seeds is None or not self.method.needs_seeds:
+            return None
+        raw = load_samples(seeds, scored=self.method.scored_seeds)
+        batch = self.backbone.prepare(raw.samples, self.base.checkpoint)
+        found = raw.labels if labels is None else labels
+        if found is None:
+            found = _labels_of_folders(raw, head)
+        return SeedPool(batch, found, raw.ids(), raw.source)
+
+    def _commit(self, step: Step, checkpoint: Checkpoint, seconds: float) -> None:
+        tensors: dict[str, Mapping[str, Tensor]] = {k: v for k, v in step.tensors.items() if v}
+        if step.head is not None:
+            tensors[HEAD] = step.head.tensors
+        info = {
+            "task": step.task,
+            "classes": list(step.head.classes) if step.head else None,
+            "checkpoint": {"source": checkpoint.source, "fingerprint": checkpoint.fingerprint},
+            "versions": versions(),
+            "seconds": seconds,
+            "report": step.report,
+        }
+        self._folder = self._folder.append(step.task, tensors, info)
+
+    def _step(self, index: int) -> Step:
+        info = self._folder.info(index)
+        head = None
+        if info["classes"] is not None:
+            head = Head(tuple(info["classes"]), self._folder.read(index, HEAD))
+        return Step(info["task"], StoredTensors(self._folder, index), head, info["report"])
+
+
+class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
+    """The tensors of a stored step by file stem, read on first use. A stem without a file is empty."""
+
+    def __init__(self, folder: RunFolder, index: int) -> None:
+        self._folder, self._index = folder, index
+        self._read: dict[str, dict[str, Tensor]] = {}
+
+    def __getitem__(self, stem: str) -> Mapping[str, Tensor]:
+        if stem not in self._read:
+            known = stem in self._folder.stems(self._index)
+            self._read[stem] = self._folder.read(self._index, stem) if known else {}
+        return self._read[stem]
+
+    def __iter__(self) -> Iterator[str]:
+        return (stem for stem in self._folder.stems(self._index) if stem != HEAD)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _labels_of_folders(raw: RawSamples, head: Head | None) -> Tensor | None:
+    if raw.label_names is None or head is None:
+        return None
+    unknown = sorted(set(raw.label_names) - set(head.classes))
+    if unknown:
+        raise SeedsError(
+            f"{raw.source}: folders {', '.join(unknown)} name no class of the task, which has {', '.join(head.classes)}"
+        )
+    return torch.tensor([head.classes.index(name) for name in raw.label_names])
+
+
+def _portable(source: str | Path, run: Path) -> str:
+    # A local base is stored relative to the run, so that both can move together.
+    path = Path(source).expanduser()
+    return os.path.relpath(path.resolve(), run.resolve()) if path.exists() else str(source)
+
+
+def _resolve(source: str, run: Path) -> str | Path:
+    beside = run / source
+    return beside if beside.exists() else source

@@ -1,0 +1,78 @@
+"""Tiny random models shared by all tests. Nothing is downloaded."""
+
+import json
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers.utils import logging
+
+from mingle.backbones.clip import Clip
+from mingle.methods import Base
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+
+CLASSES = 4
+CONFIG = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+    "projection_dim": 24,
+}
+
+
+def write_checkpoint(folder, tensors, config, seed):
+    """A model folder with a random head of four classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    labels = {str(i): f"class{i}" for i in range(CLASSES)}
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": labels}))
+    head = {
+        "class_embeddings": torch.randn(CLASSES, CONFIG["projection_dim"], generator=generator),
+        "logit_scale": torch.tensor(10.0),
+    }
+    save_file(head, folder / "head.safetensors")
+
+
+def perturbed(tensors, seed, scale=0.05):
+    """The tensors plus noise: a stand-in for fine-tuning."""
+    generator = torch.Generator().manual_seed(seed)
+    return {n: t + scale * torch.randn(t.shape, generator=generator) for n, t in sorted(tensors.items())}
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """Folder with ``base`` and checkpoints ``task1`` … ``task4`` of a tiny random CLIP vision tower."""
+    root = tmp_path_factory.mktemp("zoo")
+    torch.manual_seed(0)
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
+    model.save_pretrained(root / "base")
+    tensors = load_file(root / "base" / "model.safetensors")
+    config = json.loads((root / "base" / "config.json").read_text())
+    for seed in range(1, 5):
+        write_checkpoint(root / f"task{seed}", perturbed(tensors, seed), config, seed)
+    return root
+
+
+@pytest.fixture
+def base(zoo):
+    """The tiny base in float32."""
+    backbone = Clip()
+    return Base(backbone, backbone.open(zoo / "base"))
+
+
+@pytest.fixture
+def images():
+    """Forty seeded uint8 images of the tiny model's size."""
+    return torch.randint(
+        0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(5), dtype=torch.uint8
+    )

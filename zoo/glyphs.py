@@ -1,0 +1,69 @@
+"""Glyphs: which font files of which group have a character, and how it is drawn."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fontTools.ttLib import TTFont, TTLibError
+from PIL import Image, ImageDraw, ImageFont
+
+from common import SOURCE_SIZE
+
+INK = 38  # the longer side of a glyph's ink inside the source image
+
+
+@dataclass(frozen=True)
+class FontFile:
+    """One font file: where it is, the group it is split by, its Debian package and the characters it has."""
+
+    path: Path
+    group: str
+    package: str
+    characters: frozenset[int]
+
+
+def font_files(cache: Path, fonts: dict[str, Any]) -> list[FontFile]:
+    """All usable font files of the listed packages. Symbol and emoji faces are left out: their glyphs are no letters."""
+    group_of = {package: group for group, members in fonts["groups"].items() for package in members}
+    found = []
+    for package in sorted(fonts["packages"]):
+        for path in sorted((cache / "root" / package).rglob("*")):
+            if path.is_symlink() or path.suffix.lower() not in (".ttf", ".otf"):
+                continue
+            if re.search(r"(Emoji|Symbols|Math|Initials|Powerline)", path.name):
+                continue
+            try:
+                with TTFont(path, lazy=True, fontNumber=0) as font:
+                    characters = frozenset(font.getBestCmap() or ())
+            except (TTLibError, AssertionError, KeyError):
+                continue
+            found.append(FontFile(path, group_of.get(package, package.removeprefix("fonts-")), package, characters))
+    return found
+
+
+def draw(font: FontFile, character: str) -> np.ndarray | None:
+    """The glyph's ink, scaled to the same size for every font, as RGBA (white, alpha = ink); None where it is empty."""
+    try:
+        face = ImageFont.truetype(str(font.path), 72, layout_engine=ImageFont.Layout.BASIC)
+        left, top, right, bottom = face.getbbox(character)
+        width, height = int(right - left) + 8, int(bottom - top) + 8
+        if not 10 < max(width, height) < 400:
+            return None
+        image = Image.new("L", (width, height), 0)
+        ImageDraw.Draw(image).text((4 - left, 4 - top), character, font=face, fill=255)
+    except (OSError, ValueError):
+        return None
+    box = image.getbbox()
+    if box is None:
+        return None
+    ink = image.crop(box)
+    scale = INK / max(ink.size)
+    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
+    canvas = Image.new("L", (SOURCE_SIZE, SOURCE_SIZE), 0)
+    canvas.paste(ink, ((SOURCE_SIZE - ink.width) // 2, (SOURCE_SIZE - ink.height) // 2))
+    alpha = np.asarray(canvas, dtype=np.uint8)
+    return np.stack([np.full_like(alpha, 255)] * 3 + [alpha])
