@@ -42,7 +42,9 @@ class Mingle(Method[MingleOptions]):
 
     def resolve(self, base: Base) -> MingleOptions:
         """The options with lr and rank as the width rule sets them."""
-        width = base.backbone.width(base.backbone.skeleton(base.checkpoint))
+        skeleton = base.backbone.skeleton(base.checkpoint)
+        base.backbone.groups(skeleton, self.options.sites)  # refuses unknown sites before anything starts
+        width = base.backbone.width(skeleton)
         rank = self.options.rank or min(max(64 * width // REFERENCE_WIDTH, 16), 64)
         lr = self.options.lr or round(1e-4 * max(1.0, REFERENCE_WIDTH / width), 7)
         return self.options.model_copy(update={"rank": rank, "lr": lr})
