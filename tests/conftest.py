@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.utils import logging
@@ -16,6 +17,10 @@ from mingle.methods import Base
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
+# The same examples every time; `--hypothesis-profile=explore` looks for new ones.
+settings.register_profile("fixed", deadline=None, max_examples=40, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile("fixed")
 
 CLASSES = 4
 CONFIG = {

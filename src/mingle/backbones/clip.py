@@ -72,12 +72,13 @@ class Clip(Backbone):
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
         """q, k and v of a block read the same tensor; out_proj, fc1 and fc2 each their own."""
         chosen = choose_sites(sites, SITES)
-        rest = [(kind,) for kind in chosen if kind not in QKV]
+        kinds = (QKV, *((kind,) for kind in chosen if kind not in QKV))
         layers = sum(1 for _ in model.get_submodule("vision_model.encoder.layers").children())
+        blocks = (f"vision_model.encoder.layers.{i}" for i in range(layers))
         return [
-            LinearGroup(tuple(f"vision_model.encoder.layers.{i}.{kind}" for kind in kinds))
-            for i in range(layers)
-            for kinds in (QKV, *rest)
+            LinearGroup(tuple(f"{block}.{name}" for name in names), _norm(block, names[0]))
+            for block in blocks
+            for names in kinds
         ]
 
     def width(self, model: nn.Module) -> int:
@@ -139,6 +140,11 @@ class Clip(Backbone):
             return {"pixel_values": samples}
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
         return {"pixel_values": (samples.float() / 255 - mean) / std}
+
+
+def _norm(block: str, first: str) -> str | None:
+    norms = {"self_attn.q_proj": "layer_norm1", "mlp.fc1": "layer_norm2"}
+    return f"{block}.{norms[first]}" if first in norms else None
 
 
 def _processor_config(base: Checkpoint) -> dict[str, Any]:

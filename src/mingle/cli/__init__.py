@@ -1,7 +1,10 @@
 """The command line: the Python API under the same names."""
 
+from typing import Annotated
+
 import typer
 
+from mingle import __version__
 from mingle.cli import demo, evaluate, run
 from mingle.cli.console import main_with
 
@@ -13,6 +16,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mingle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    del version
+
+
 for module in (demo, run, evaluate):
     for command in module.COMMANDS:
         app.command(*command.names, epilog=command.example)(command.function)

@@ -22,9 +22,9 @@ def demo(
 
     from mingle.benchmark import DEMO, compare, write_results
     from mingle.report import markdown, terminal, write_report
-    from mingle.suites import SUITES
+    from mingle.suites import open_suite
 
-    chosen = SUITES.get(suite)
+    chosen = open_suite(suite)
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         results = compare(

@@ -11,7 +11,7 @@ from mingle.cli.run import BaseNow, RunFolder
 
 def evaluate(
     run: RunFolder,
-    suite: Annotated[str, typer.Option(help="Suite whose test data to score on.")],
+    suite: Annotated[str, typer.Option(help="Suite whose test data to score on: a name or a folder.")],
     samples: Annotated[
         int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
     ] = None,
@@ -21,9 +21,9 @@ def evaluate(
     """Score every step of a run on every task so far: accuracy matrix, ACC, BWT, FWT, normalised ACC."""
     from mingle.evaluation import evaluate_run, individual_accuracies, scored_tasks
     from mingle.state import MergeRun
-    from mingle.suites import SUITES
+    from mingle.suites import open_suite
 
-    opened, chosen = MergeRun.open(run, base=base), SUITES.get(suite)
+    opened, chosen = MergeRun.open(run, base=base), open_suite(suite)
     tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
     with progress_bar() as progress:
         individual = individual_accuracies(chosen, opened.base, tests, progress)

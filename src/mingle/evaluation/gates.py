@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mingle.adaptation import watch_inputs
 from mingle.backbones import Backbone, count, take
 from mingle.evaluation.matrix import BATCH, ScoredTask
 from mingle.layers import mixtures
@@ -31,20 +32,14 @@ def gate_activations(
     sums = {name: torch.zeros(len(tests), len(experts), dtype=torch.float64) for name in layers}
     current = 0
 
-    def remember(name: str, gates: Tensor) -> None:
-        sums[name][current] += gates.double().sum(0)
+    def remember(name: str, x: Tensor) -> None:
+        layer = layers[name]
+        sums[name][current] += layer.gate(layer.pool(x)).double().sum(0)
 
-    handles = [
-        layer.gate.register_forward_hook(lambda _m, _x, gates, name=name: remember(name, gates))
-        for name, layer in layers.items()
-    ]
-    try:
+    with watch_inputs(layers, remember):
         for current, test in enumerate(tests.values()):  # noqa: B007 – read by the hooks
             for start in range(0, count(test.batch), BATCH):
                 backbone.features(model, take(test.batch, slice(start, start + BATCH)))
-    finally:
-        for handle in handles:
-            handle.remove()
     sizes = torch.tensor([[len(test.labels)] for test in tests.values()])
     mean = [(sums[name] / sizes).tolist() for name in layers]
     return GateActivations(list(layers), list(tests), list(experts), mean)

@@ -3,7 +3,8 @@
 from mingle.layers.expert import Energy, LowRankExpert, build_expert
 from mingle.layers.gate import Gate, GateReduction, PooledInput
 from mingle.layers.mixture import MixtureLinear
-from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap
+from mingle.layers.norm import MixtureNorm
+from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
 
 __all__ = [
     "Energy",
@@ -12,9 +13,11 @@ __all__ = [
     "LinearGroup",
     "LowRankExpert",
     "MixtureLinear",
+    "MixtureNorm",
     "PooledInput",
     "build_expert",
     "mixtures",
     "unwrap",
     "wrap",
+    "wrap_norms",
 ]

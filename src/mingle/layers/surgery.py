@@ -1,22 +1,24 @@
 """Putting merged layers into a model, finding them, and taking them out again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from mingle.layers.gate import GateReduction, PooledInput
 from mingle.layers.mixture import MixtureLinear
+from mingle.layers.norm import MixtureNorm
 
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """Names of Linears that read the same tensor (q, k and v, say).
+    """Names of Linears that read the same tensor (q, k and v, say), and of the LayerNorm that makes it.
 
     They share pooled input, second moment and protected subspace; the group goes by its first name.
     """
 
     linears: tuple[str, ...]
+    norm: str | None = None
 
     @property
     def name(self) -> str:
@@ -43,6 +45,22 @@ def wrap(
     return wrapped
 
 
+def wrap_norms(
+    model: nn.Module, groups: Iterable[LinearGroup], layers: Mapping[str, MixtureLinear]
+) -> dict[str, MixtureNorm]:
+    """Replaces the LayerNorm of every group, in place, by one that follows the group's first gate."""
+    wrapped: dict[str, MixtureNorm] = {}
+    for group in groups:
+        if group.norm is None:
+            continue
+        norm, reader = model.get_submodule(group.norm), layers[group.name]
+        if not isinstance(norm, nn.LayerNorm):
+            raise TypeError(f"{group.norm}: expected an nn.LayerNorm, found {type(norm).__name__}")
+        wrapped[group.norm] = MixtureNorm(norm, reader.pool, reader.gate)
+        model.set_submodule(group.norm, wrapped[group.norm])
+    return wrapped
+
+
 def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLinear]]:
     """Every MixtureLinear of a model with its name."""
     for name, module in model.named_modules():
@@ -51,7 +69,10 @@ def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLinear]]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Puts the plain Linears back, in place, and returns the model."""
-    for name, module in list(mixtures(model)):
-        model.set_submodule(name, module.linear)
+    """Puts the plain Linears and LayerNorms back, in place, and returns the model."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, MixtureLinear):
+            model.set_submodule(name, module.linear)
+        elif isinstance(module, MixtureNorm):
+            model.set_submodule(name, module.norm)
     return model

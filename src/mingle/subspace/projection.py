@@ -33,9 +33,11 @@ def project_delta(
     if previous is None or projection == "none":
         return delta, 0
     full_rank = numerical_rank(previous.S)
-    a = min(effective_rank(previous.S) if rank is None else rank, previous.S.numel())
-    if a < 0:
-        raise ConfigError(f"effective rank: expected 0 or more, found {a}")
+    a = effective_rank(previous.S) if rank is None else rank
+    if not 0 <= a <= full_rank:
+        raise ConfigError(
+            f"effective rank: expected 0 to {full_rank}, the rank of the earlier experts, found {a}"
+        )
     left, right = previous.U[:, :a], previous.V[:, :a]
     if projection.startswith("block"):
         projected = delta - left @ (left.mT @ delta @ right) @ right.mT

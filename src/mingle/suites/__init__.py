@@ -1,6 +1,15 @@
 """Task suites, one file each, and samples from wherever a user keeps them."""
 
 from mingle.suites.base_samples import RawSamples, load_samples, open_image
-from mingle.suites.base_suite import SUITES, FolderSuite, locate, suite_part
+from mingle.suites.base_suite import SUITES, FolderSuite, locate, open_suite, suite_part
 
-__all__ = ["SUITES", "FolderSuite", "RawSamples", "load_samples", "locate", "open_image", "suite_part"]
+__all__ = [
+    "SUITES",
+    "FolderSuite",
+    "RawSamples",
+    "load_samples",
+    "locate",
+    "open_image",
+    "open_suite",
+    "suite_part",
+]

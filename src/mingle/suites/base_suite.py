@@ -88,6 +88,12 @@ class FolderSuite:
 SUITES: Registry[FolderSuite] = Registry("suite", "mingle.suites")
 
 
+def open_suite(source: str | Path) -> FolderSuite:
+    """A suite by name, or the folder of one's own (see FolderSuite). Raises UnknownNameError."""
+    folder = Path(source)
+    return FolderSuite(folder) if (folder / "suite.json").exists() else SUITES.get(str(source))
+
+
 def suite_part(source: str) -> tuple[FolderSuite, str] | None:
     """Splits ``suite:part``; None when ``source`` is an ordinary path or hub id. Raises UnknownNameError."""
     suite, colon, part = source.partition(":")

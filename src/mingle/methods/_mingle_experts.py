@@ -1,0 +1,116 @@
+"""From a checkpoint to the experts of one step, and from steps to the merged model.
+
+Tensors of a step's ``experts``: ``<linear>.A`` (r, d_in), ``<linear>.B`` (d_out, r) and, with
+``vectors="gated"``, the deltas of biases and LayerNorm vectors under the parameters' own names.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mingle.layers import Energy, LinearGroup, LowRankExpert, MixtureLinear, build_expert, wrap, wrap_norms
+from mingle.methods._mingle_options import MingleOptions
+from mingle.methods.base_method import Arrival, Base, Progress, State, silent
+from mingle.weights import task_vector
+
+Experts = Mapping[str, Tensor]
+
+
+def merged_groups(base: Base, options: MingleOptions) -> list[LinearGroup]:
+    """The Linears that the options select, by shared input. Raises UnknownNameError."""
+    return base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
+
+
+def build_experts(
+    state: State,
+    arrival: Arrival,
+    options: MingleOptions,
+    effective_ranks: Mapping[str, int],
+    progress: Progress = silent,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The task's experts for every merged Linear, and where the energy of its task vector went."""
+    base, groups = state.base, merged_groups(state.base, options)
+    experts: dict[str, Tensor] = {}
+    energies: dict[str, Energy] = {}
+    names = [name for group in groups for name in group.linears]
+    for done, name in enumerate(names, start=1):
+        delta = task_vector(base.checkpoint, arrival.checkpoint, f"{name}.weight", base.dtype)
+        expert, energies[name] = build_expert(
+            delta,
+            [_expert(step.tensors["experts"], name) for step in state.steps],
+            rank=options.rank or min(delta.shape),
+            projection=options.projection,
+            effective_rank=effective_ranks.get(name),
+        )
+        experts[f"{name}.A"], experts[f"{name}.B"] = expert.A, expert.B
+        progress("experts", done, len(names))
+    vectors = {
+        name: task_vector(base.checkpoint, arrival.checkpoint, name, base.dtype)
+        for name in (_vectors(base, groups) if options.vectors == "gated" else ())
+    }
+    return experts | vectors, _energy_report(base, arrival, energies, vectors)
+
+
+def assemble(
+    state: State, options: MingleOptions, newest: Experts | None = None
+) -> tuple[nn.Module, dict[str, MixtureLinear]]:
+    """The merged model and its mixtures by name.
+
+    ``newest``: experts of a task that is being added; the caller still owes every gate a row for it.
+    """
+    model = state.base.model()
+    groups = merged_groups(state.base, options)
+    layers = wrap(model, groups, options.gate_reduction)
+    experts: list[Experts] = [step.tensors["experts"] for step in state.steps]
+    if newest is not None:
+        experts.append(newest)
+    for name, layer in layers.items():
+        layer.extend(_expert(tensors, name) for tensors in experts)
+        for step in state.steps:
+            gates = step.tensors["gates"]
+            layer.gate.append(gates[f"{name}.weight"], gates[f"{name}.bias"])
+    if options.vectors == "gated":
+        for name, norm in wrap_norms(model, groups, layers).items():
+            norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in experts)
+    return model.eval(), layers
+
+
+def _expert(tensors: Experts, name: str) -> LowRankExpert:
+    return LowRankExpert(tensors[f"{name}.A"], tensors[f"{name}.B"], tensors.get(f"{name}.bias"))
+
+
+def _vectors(base: Base, groups: list[LinearGroup]) -> Iterator[str]:
+    for group in groups:
+        if group.norm is not None:
+            yield from (f"{group.norm}.weight", f"{group.norm}.bias")
+        for name in group.linears:
+            if f"{name}.bias" in base.checkpoint.entries:
+                yield f"{name}.bias"
+
+
+def _energy_report(
+    base: Base, arrival: Arrival, energies: Mapping[str, Energy], vectors: Experts
+) -> dict[str, Any]:
+    """Shares of ``‖θt − θ0‖²`` that were kept, dropped by projection, by rank, and not merged at all."""
+    total = sum(
+        _energy(task_vector(base.checkpoint, arrival.checkpoint, name, torch.float64))
+        for name in arrival.checkpoint.names()
+    )
+    parts = {
+        "kept": sum(e.kept for e in energies.values()) + sum(map(_energy, vectors.values())),
+        "projection": sum(e.projection for e in energies.values()),
+        "rank": sum(e.rank for e in energies.values()),
+    }
+    shares = {part: value / total if total else 0.0 for part, value in parts.items()}
+    return {
+        "norm": total**0.5,
+        **shares,
+        "not_merged": max(1.0 - sum(shares.values()), 0.0) if total else 0.0,
+        "effective_rank": {name: energy.effective_rank for name, energy in energies.items()},
+    }
+
+
+def _energy(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())

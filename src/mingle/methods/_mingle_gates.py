@@ -1,0 +1,176 @@
+"""Adapting the gates of one step on seed samples, and protecting what the task uses.
+
+Tensors of a step's ``gates``: ``<linear>.weight`` (d_in,), ``<linear>.bias`` (); of its ``subspace``:
+``<group>`` (d, k), the columns that the task adds to the protected basis U of the group.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mingle.adaptation import OBJECTIVES, GateGroup, adapt, draw_batches, second_moments, select_seeds
+from mingle.backbones import Batch, Head, count, take
+from mingle.layers import LinearGroup, MixtureLinear
+from mingle.methods._mingle_experts import Experts, assemble, merged_groups
+from mingle.methods._mingle_options import MingleOptions, MingleReplay
+from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
+from mingle.subspace import NullSpaceProjector, extend_basis
+
+FORWARD_BATCH = 64
+"""Samples per forward pass outside the adaptation loop."""
+
+
+class AdaptedGates(NamedTuple):
+    """What adaptation adds to a step."""
+
+    gates: dict[str, Tensor]
+    subspace: dict[str, Tensor]
+    report: dict[str, Any]
+
+
+def static_gates(experts: Experts, value: float) -> dict[str, Tensor]:
+    """Gates that are ``value`` for every input: w = 0, c = value."""
+    gates: dict[str, Tensor] = {}
+    for name, tensor in experts.items():
+        if name.endswith(".A"):
+            linear = name.removesuffix(".A")
+            gates[f"{linear}.weight"] = tensor.new_zeros(tensor.shape[1])
+            gates[f"{linear}.bias"] = tensor.new_tensor(value)
+    return gates
+
+
+def adapt_gates(
+    state: State,
+    arrival: Arrival,
+    options: MingleOptions,
+    experts: Experts,
+    replay: MingleReplay,
+    progress: Progress = silent,
+) -> AdaptedGates:
+    """Distils the checkpoint into the newest gate rows, then collects the directions they rely on."""
+    generator = torch.Generator().manual_seed(_derived_seed(arrival, len(state.steps)))
+    seeds = choose_seeds(state.base, arrival, options, replay, generator)
+    model, layers = assemble(state, options, experts)
+    for name, layer in layers.items():
+        weight, bias = (replay.gates or {}).get(name) or _initial_gate(layer, options, generator)
+        layer.gate.append(weight, bias, trainable=True)
+    groups = merged_groups(state.base, options)
+    bases = {group.name: _basis(state, group, layers[group.name], options) for group in groups}
+    batches = replay.batches or draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
+    losses = adapt(
+        [_gate_group(group, layers, bases[group.name], options) for group in groups],
+        _distillation(state.base, model, seeds, options),
+        batches,
+        lr=options.lr or 1e-4,
+        acts_on=options.acts_on,
+        report=lambda done, value: progress(f"adapting, loss {value:.4f}", done, len(batches)),
+    )
+    for layer in layers.values():
+        layer.gate.freeze()
+    moments = second_moments(
+        {name: layers[name] for name in bases},
+        [_forward(state.base, model, part) for part in _chunks(seeds.batch)],
+        augmented=options.gate_bias == "augmented",
+    )
+    subspace = {
+        name: extend_basis(basis, moments[name].top_directions(options.directions), options.basis)
+        for name, basis in bases.items()
+    }
+    gates = {f"{name}.weight": layer.gate.weight[-1] for name, layer in layers.items()}
+    gates |= {f"{name}.bias": layer.gate.bias[-1] for name, layer in layers.items()}
+    return AdaptedGates(gates, subspace, {"losses": losses, "seeds": seeds.report})
+
+
+class Seeds(NamedTuple):
+    """Chosen seed samples, what the teacher says of them (N, C), and how they were chosen."""
+
+    batch: Batch
+    teacher: Tensor
+    head: Head
+    report: dict[str, Any]
+
+
+def choose_seeds(
+    base: Base, arrival: Arrival, options: MingleOptions, replay: MingleReplay, generator: torch.Generator
+) -> Seeds:
+    """Draws seed samples and asks the teacher once about each. Raises SeedsError, CheckpointError."""
+    pool, head = require_seeds(arrival)
+    teacher = base.backbone.build(arrival.checkpoint, base.checkpoint, base.dtype)
+
+    def teach(batch: Batch) -> Tensor:
+        features = torch.cat([_forward(base, teacher, part)() for part in _chunks(batch)])
+        return base.backbone.classify(features, head)
+
+    chosen = replay.seeds
+    if chosen is None:
+        classes = teach(pool.batch).argmax(-1) if options.seeds == "teacher" else pool.labels
+        wanted = options.seeds_per_class * len(head.classes)
+        chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=classes)
+    batch = take(pool.batch, chosen)
+    report: dict[str, Any] = {
+        "source": pool.source,
+        "selection": options.seeds,
+        "used": len(chosen),
+        "pool": count(pool.batch),
+        "ids": [pool.ids[i] for i in chosen.tolist()] if pool.ids else [],
+    }
+    return Seeds(batch, teach(batch), head, report)
+
+
+def _distillation(
+    base: Base, model: nn.Module, seeds: Seeds, options: MingleOptions
+) -> Callable[[Tensor], Tensor]:
+    objective = OBJECTIVES[options.loss]
+
+    def loss(index: Tensor) -> Tensor:
+        features = base.backbone.features(model, take(seeds.batch, index))
+        return objective(
+            base.backbone.classify(features, seeds.head), seeds.teacher[index], options.temperature
+        )
+
+    return loss
+
+
+def _basis(state: State, group: LinearGroup, layer: MixtureLinear, options: MingleOptions) -> Tensor:
+    empty = layer.A.new_zeros(layer.A.shape[1] + (options.gate_bias == "augmented"), 0)
+    return torch.cat([empty, *(step.tensors["subspace"][group.name] for step in state.steps)], dim=1)
+
+
+def _gate_group(
+    group: LinearGroup, layers: Mapping[str, MixtureLinear], basis: Tensor, options: MingleOptions
+) -> GateGroup:
+    gamma = 0.0 if options.null_space == "hard" else options.gamma
+    free = options.null_space == "off" or basis.shape[1] == 0
+    projector = None if free else NullSpaceProjector(basis, beta=options.beta, gamma=gamma)
+    gates = [layers[name].gate for name in group.linears]
+    return GateGroup(gates, projector, augmented=options.gate_bias == "augmented")
+
+
+def _initial_gate(
+    layer: MixtureLinear, options: MingleOptions, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    weight = layer.A.new_zeros(layer.A.shape[1])
+    if options.gate_init == "normal":
+        weight = 0.01 * torch.randn(len(weight), generator=generator, dtype=weight.dtype)
+    return weight, weight.new_zeros(())
+
+
+def _chunks(batch: Batch) -> list[Batch]:
+    return [take(batch, slice(i, i + FORWARD_BATCH)) for i in range(0, count(batch), FORWARD_BATCH)]
+
+
+def _forward(base: Base, model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        with torch.no_grad():
+            return base.backbone.features(model, batch)
+
+    return run
+
+
+def _derived_seed(arrival: Arrival, step: int) -> int:
+    # Depends on the run's seed, the task and its position only: a resumed run draws the same numbers.
+    digest = hashlib.sha256(f"{arrival.seed}/{step}/{arrival.name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,184 @@
+"""The command line as a user meets it: real processes of the same program, exit codes, one-line errors."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from mingle import cli
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs ``mingle <arguments>`` in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["mingle", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return caught.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def suite(zoo, tmp_path):
+    """The tiny zoo as a suite folder of a user's own: three tasks, random data."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    (folder / "data").mkdir()
+    tasks = ["task1", "task2", "task3"]
+    for name in ["base", *tasks]:
+        (folder / name).symlink_to(zoo / name)
+    generator = torch.Generator().manual_seed(0)
+    for task in tasks:
+        data = {
+            "test_images": torch.randint(0, 256, (24, 3, 16, 16), generator=generator, dtype=torch.uint8),
+            "test_labels": torch.arange(24) % 4,
+            "seed_images": torch.randint(0, 256, (20, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        }
+        save_file(data, folder / "data" / f"{task}.safetensors")
+    description = {"name": "own", "schema": 1, "backbone": "clip", "tasks": tasks, "base": "base"}
+    (folder / "suite.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def seeds(tmp_path, images):
+    path = tmp_path / "seeds.safetensors"
+    save_file({"images": images}, path)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("options: {steps: 2, rank: 4}\nseed: 7\n")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path, zoo, call, config, seeds):
+    """A run with two tasks, made through the command line."""
+    folder = tmp_path / "run"
+    assert call("init", folder, "--base", zoo / "base", "--method", "mingle", "--config", config)[0] == 0
+    for task in ("task1", "task2"):
+        assert call("add", folder, zoo / task, "--seeds", seeds)[0] == 0
+    return folder
+
+
+def test_a_whole_session(call, run, zoo, tmp_path, images):
+    code, out, _ = call("log", run)
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == ["task1", "task2"]
+    code, out, _ = call("show", run)
+    assert code == 0
+    assert "tasks     task1, task2" in out
+    assert "rank 4" in out
+    assert "seed 7" in out
+    code, out, _ = call("show", run, "task2")
+    assert "kept" in out
+    assert "2 steps, loss" in out
+    assert call("verify", run)[:2] == (0, f"{run}: whole, every file matches its hash\n")
+    code, out, _ = call("undo", run)
+    assert (code, out) == (0, "task2: undone; left: task1\n")
+    image = tmp_path / "seven.png"
+    Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(image)
+    code, out, _ = call("predict", run, "--task", "task1", image)
+    assert code == 0
+    assert "class" in out
+
+
+def test_json_is_json(call, run, suite):
+    for arguments in (["log"], ["show"], ["verify"], ["eval", "--suite", suite], ["undo"]):
+        code, out, _ = call(arguments[0], run, *arguments[1:], "--json")
+        assert code == 0
+        assert json.loads(out)
+
+
+def test_eval_prints_matrix_and_metrics(call, run, suite):
+    code, out, _ = call("eval", run, "--suite", suite)
+    assert code == 0
+    rows = [line.split() for line in out.splitlines() if " + task" in line]
+    assert [len(row) for row in rows] == [4, 5]
+    for name in ("ACC", "BWT", "FWT", "normalised ACC", "mixed ACC", "rank 4"):
+        assert name in out
+    result = json.loads(call("eval", run, "--suite", suite, "--json")[1])
+    last = result["matrix"][-1]
+    assert result["metrics"]["acc"] == pytest.approx(sum(last) / 2)
+    assert f"ACC {100 * result['metrics']['acc']:.1f}" in out
+
+
+def test_undo_of_eval_limit(call, run, suite):
+    result = json.loads(call("eval", run, "--suite", suite, "--samples", "8", "--json")[1])
+    assert all((8 * a).is_integer() for row in result["matrix"] for a in row)
+
+
+def test_verify_names_the_damaged_file(call, run):
+    path = next(run.glob("steps/0001-*/experts.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    code, out, _ = call("verify", run)
+    assert code == 1
+    assert "experts.safetensors" in out
+    path.write_bytes(data[:-5])
+    code, out, err = call("verify", run)
+    assert code == 1
+    assert "experts.safetensors" in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("init", "new", "--base", "BASE", "--method", "mingel"), 2, "did you mean mingle?"),
+        (("init", "new", "--base", "BASE", "--preset", "referense"), 2, "did you mean reference?"),
+        (("init", "new", "--base", "nowhere"), 1, "no such folder or file"),
+        (("init", "new", "--base", "glyph9:base"), 2, "did you mean glyph8?"),
+        (("add", "RUN", "nowhere"), 1, "no such folder or file"),
+        (("add", "RUN", "glyph8:mnits"), 2, "did you mean mnist?"),
+        (("log", "nowhere"), 1, "not a run"),
+        (("predict", "RUN", "--task", "task11", "x.png"), 1, "x.png"),
+        (("eval", "RUN", "--suite", "glyph88"), 2, "did you mean glyph8?"),
+        (("frobnicate",), 2, "No such command"),
+    ],
+)
+def test_errors_are_one_line_and_say_what_to_do(call, run, zoo, arguments, code, message):
+    places = {"BASE": zoo / "base", "RUN": run}
+    found, out, err = call(*(places.get(a, a) for a in arguments))
+    assert found == code
+    assert message in err
+    assert "Traceback" not in err
+    if message != "No such command":
+        assert err.startswith("mingle: ")
+        assert err.count("\n") == 1
+
+
+def test_unknown_key_in_the_configuration(call, zoo, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("methd: mingle\n")
+    code, _, err = call("init", tmp_path / "run", "--base", zoo / "base", "--config", path)
+    assert code == 2
+    assert "config.yaml: unknown option 'methd'; did you mean 'method'?" in err
+
+
+@pytest.mark.parametrize(
+    "command", ["init", "add", "log", "show", "verify", "undo", "eval", "predict", "demo", "report"]
+)
+def test_every_command_has_help_with_an_example(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"Example: mingle {command}" in out
+
+
+def test_help_does_not_wait_for_torch():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys; import mingle.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,131 @@
+"""Factorisations against plain dense ones, for any shape, rank, precision and scale."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mingle.subspace import effective_rank, numerical_rank, svd_of_factors, truncated_svd
+
+from .. import naive
+from .strategies import factor_pairs, gaussian, matrices, seeds, with_spectrum
+
+PRECISION = {torch.float32: 2e-6, torch.float64: 1e-9}
+
+
+def dense(factors):
+    return (factors.U.double() * factors.S.double()) @ factors.V.double().mT
+
+
+def assert_orthonormal(columns, real, tolerance):
+    """Orthonormal where the singular value is real, zero where it is not."""
+    expected = torch.diag(real.double())
+    torch.testing.assert_close(columns.double().mT @ columns.double(), expected, atol=tolerance, rtol=0)
+
+
+@given(
+    matrices(), st.integers(1, 16), st.sampled_from(list(PRECISION)), st.sampled_from([1.0, 1e-20, 1e20, 1e-3])
+)
+def test_truncated_svd_is_the_best_approximation(matrix, rank, dtype, scale):
+    matrix = (matrix * scale).to(dtype)
+    factors = truncated_svd(matrix, rank)
+    keep = min(rank, *matrix.shape)
+    assert [tuple(f.shape) for f in factors] == [(matrix.shape[0], keep), (keep,), (matrix.shape[1], keep)]
+    assert {f.dtype for f in factors} == {dtype}
+    exact = torch.linalg.svdvals(matrix.double())
+    size, tolerance = float(exact[0]), PRECISION[dtype]
+    torch.testing.assert_close(factors.S.double(), exact[:keep], atol=tolerance * size, rtol=0)
+    # Eckart–Young: no rank-r matrix is nearer than the tail of the spectrum.
+    error = torch.linalg.norm(matrix.double() - dense(factors))
+    torch.testing.assert_close(error, exact[keep:].norm(), atol=3 * tolerance * size, rtol=tolerance)
+
+
+@given(matrices(), st.integers(1, 16))
+def test_truncated_svd_has_orthonormal_columns_and_zeros_beyond_the_rank(matrix, rank):
+    U, S, V = truncated_svd(matrix, rank)
+    true_rank = int(torch.linalg.matrix_rank(matrix)) if matrix.any() else 0
+    real = torch.arange(len(S)) < true_rank
+    assert torch.equal(S > 0, real)
+    assert bool((S.diff() <= 1e-9 * S.sum()).all())
+    # Three decades of singular values squared leave this much of float64's sixteen digits.
+    assert_orthonormal(U, real, 1e-8)
+    assert_orthonormal(V, real, 1e-8)
+
+
+@given(matrices(), st.integers(1, 16))
+def test_truncated_svd_of_the_transpose_swaps_the_sides(matrix, rank):
+    one, two = truncated_svd(matrix, rank), truncated_svd(matrix.mT, rank)
+    torch.testing.assert_close(one.S, two.S, atol=1e-9, rtol=0)
+    # Where singular values are tied at the cut, either choice is right; the error is the same.
+    errors = [torch.linalg.norm(m - dense(f)) for m, f in ((matrix, one), (matrix.mT, two))]
+    torch.testing.assert_close(errors[0], errors[1], atol=1e-8, rtol=0)
+
+
+def test_truncated_svd_gives_the_same_bits_twice():
+    matrix = gaussian(1, 30, 20)
+    first, second = truncated_svd(matrix, 7), truncated_svd(matrix.clone(), 7)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@given(factor_pairs(), st.sampled_from([1.0, 1e-12, 1e12]))
+def test_svd_of_factors_is_the_svd_of_their_product(pair, scale):
+    B, A = pair[0] * scale, pair[1]
+    U, S, V = svd_of_factors(B, A)
+    product = B @ A
+    keep = min(A.shape[0], *product.shape)
+    assert [tuple(t.shape) for t in (U, S, V)] == [
+        (product.shape[0], keep),
+        (keep,),
+        (product.shape[1], keep),
+    ]
+    size = float(torch.linalg.norm(B) * torch.linalg.norm(A))
+    torch.testing.assert_close(torch.linalg.svdvals(product)[:keep], S, atol=1e-13 * size, rtol=0)
+    torch.testing.assert_close(U * S @ V.mT, product, atol=1e-13 * size, rtol=0)
+    everywhere = torch.ones(keep, dtype=torch.bool)
+    assert_orthonormal(U, everywhere, 1e-12)
+    assert_orthonormal(V, everywhere, 1e-12)
+
+
+@given(factor_pairs())
+def test_numerical_rank_counts_what_a_dense_rank_counts(pair):
+    B, A = pair
+    exact = torch.linalg.svdvals(B @ A)
+    # A random matrix may be nearly singular; such a case has no right answer.
+    assume(not bool(((exact > 1e-15 * exact[0]) & (exact < 1e-8 * exact[0])).any()))
+    assert numerical_rank(svd_of_factors(B, A).S) == int((exact > 1e-10 * exact[0]).sum())
+
+
+@given(st.integers(1, 200), st.floats(1e-30, 1e30), st.sampled_from(list(PRECISION)))
+def test_equal_values_have_full_effective_rank(n, value, dtype):
+    assert effective_rank(torch.full((n,), value, dtype=dtype)) == n
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_zero_has_effective_rank_zero(n):
+    assert effective_rank(torch.zeros(n)) == 0
+    assert numerical_rank(torch.zeros(n)) == 0
+
+
+spectra = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40)
+
+
+@given(spectra, st.integers(0, 9), st.sampled_from([2.0**-60, 1.0, 2.0**60]), st.randoms())
+def test_effective_rank_is_the_exponential_of_the_entropy(values, zeros, scale, random):
+    expected = naive.entropy_rank(values)
+    assume(abs(expected - round(expected)) > 1e-6 or len(values) == 1)
+    shuffled = [scale * v for v in values] + [0.0] * zeros
+    random.shuffle(shuffled)
+    # 0·log 0 = 0: zeros change nothing; neither does a common factor, nor the order.
+    found = effective_rank(torch.tensor(shuffled, dtype=torch.float64))
+    assert found == math.floor(expected + 1e-9)
+    assert 1 <= found <= len(values)
+
+
+@given(st.integers(1, 5), st.integers(6, 40), seeds)
+def test_effective_rank_ignores_rounding_noise_of_the_product(rank, width, seed):
+    spectrum = [1.0] * rank
+    singular = svd_of_factors(with_spectrum(seed, width, rank, spectrum), gaussian(seed + 2, rank, width)).S
+    noisy = torch.cat([singular, singular.new_full((width,), 1e-16) * singular[0]])
+    assert effective_rank(noisy) == effective_rank(singular) <= rank
