@@ -81,3 +81,24 @@ def images():
     return torch.randint(
         0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(5), dtype=torch.uint8
     )
+
+
+@pytest.fixture(scope="session")
+def shared_suite(zoo, tmp_path_factory):
+    """The tiny zoo as a suite folder of a user's own: three tasks, random data. Read only."""
+    folder = tmp_path_factory.mktemp("suite")
+    (folder / "data").mkdir()
+    tasks = ["task1", "task2", "task3"]
+    for name in ["base", *tasks]:
+        (folder / name).symlink_to(zoo / name)
+    generator = torch.Generator().manual_seed(0)
+    for task in tasks:
+        data = {
+            "test_images": torch.randint(0, 256, (24, 3, 16, 16), generator=generator, dtype=torch.uint8),
+            "test_labels": torch.arange(24) % 4,
+            "seed_images": torch.randint(0, 256, (20, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        }
+        save_file(data, folder / "data" / f"{task}.safetensors")
+    description = {"name": "own", "schema": 1, "backbone": "clip", "tasks": tasks, "base": "base"}
+    (folder / "suite.json").write_text(json.dumps(description))
+    return folder

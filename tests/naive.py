@@ -22,7 +22,7 @@ def projected(delta, previous, kind, a):
     """D' = U M' Vᵀ with FULL U and V of the dense sum of earlier experts, M' = M with entries zeroed."""
     U, S, Vh = torch.linalg.svd(previous, full_matrices=True)
     M = U.mT @ delta @ Vh.mT
-    rank = int((S > 1e-10 * S[0]).sum())
+    rank = int((S / S[0] > 1e-10).sum())
     if kind.startswith("block"):
         M[:a, :a] = 0
     if kind.startswith("complement"):

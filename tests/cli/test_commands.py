@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -22,28 +21,6 @@ def call(monkeypatch, capsys):
         return caught.value.code or 0, out, err
 
     return run
-
-
-@pytest.fixture
-def suite(zoo, tmp_path):
-    """The tiny zoo as a suite folder of a user's own: three tasks, random data."""
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    (folder / "data").mkdir()
-    tasks = ["task1", "task2", "task3"]
-    for name in ["base", *tasks]:
-        (folder / name).symlink_to(zoo / name)
-    generator = torch.Generator().manual_seed(0)
-    for task in tasks:
-        data = {
-            "test_images": torch.randint(0, 256, (24, 3, 16, 16), generator=generator, dtype=torch.uint8),
-            "test_labels": torch.arange(24) % 4,
-            "seed_images": torch.randint(0, 256, (20, 3, 16, 16), generator=generator, dtype=torch.uint8),
-        }
-        save_file(data, folder / "data" / f"{task}.safetensors")
-    description = {"name": "own", "schema": 1, "backbone": "clip", "tasks": tasks, "base": "base"}
-    (folder / "suite.json").write_text(json.dumps(description))
-    return folder
 
 
 @pytest.fixture
@@ -92,28 +69,28 @@ def test_a_whole_session(call, run, zoo, tmp_path, images):
     assert "class" in out
 
 
-def test_json_is_json(call, run, suite):
-    for arguments in (["log"], ["show"], ["verify"], ["eval", "--suite", suite], ["undo"]):
+def test_json_is_json(call, run, shared_suite):
+    for arguments in (["log"], ["show"], ["verify"], ["eval", "--suite", shared_suite], ["undo"]):
         code, out, _ = call(arguments[0], run, *arguments[1:], "--json")
         assert code == 0
         assert json.loads(out)
 
 
-def test_eval_prints_matrix_and_metrics(call, run, suite):
-    code, out, _ = call("eval", run, "--suite", suite)
+def test_eval_prints_matrix_and_metrics(call, run, shared_suite):
+    code, out, _ = call("eval", run, "--suite", shared_suite)
     assert code == 0
     rows = [line.split() for line in out.splitlines() if " + task" in line]
     assert [len(row) for row in rows] == [4, 5]
     for name in ("ACC", "BWT", "FWT", "normalised ACC", "mixed ACC", "rank 4"):
         assert name in out
-    result = json.loads(call("eval", run, "--suite", suite, "--json")[1])
+    result = json.loads(call("eval", run, "--suite", shared_suite, "--json")[1])
     last = result["matrix"][-1]
     assert result["metrics"]["acc"] == pytest.approx(sum(last) / 2)
     assert f"ACC {100 * result['metrics']['acc']:.1f}" in out
 
 
-def test_undo_of_eval_limit(call, run, suite):
-    result = json.loads(call("eval", run, "--suite", suite, "--samples", "8", "--json")[1])
+def test_undo_of_eval_limit(call, run, shared_suite):
+    result = json.loads(call("eval", run, "--suite", shared_suite, "--samples", "8", "--json")[1])
     assert all((8 * a).is_integer() for row in result["matrix"] for a in row)
 
 

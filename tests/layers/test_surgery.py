@@ -110,7 +110,9 @@ def test_mixture_norm_equals_the_formula(block, shape, reduction):
         gate.append(draw(30 + i, 6), draw(40 + i))
     x = draw(1, *shape)
     samples = x.reshape(1, 1, 6) if x.dim() == 1 else x.reshape(len(x), -1, 6)
-    hat = (samples - samples.mean(-1, keepdim=True)) / (samples.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    hat = (samples - samples.mean(-1, keepdim=True)) / (
+        samples.var(-1, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
     plain = hat * norm.weight + norm.bias
     rows = torch.stack([gate.weight @ sample.mean(0) + gate.bias for sample in plain])
     if reduction == "batch":

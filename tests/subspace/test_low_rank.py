@@ -26,7 +26,10 @@ def assert_orthonormal(columns, real, tolerance):
 
 
 @given(
-    matrices(), st.integers(1, 16), st.sampled_from(list(PRECISION)), st.sampled_from([1.0, 1e-20, 1e20, 1e-3])
+    matrices(),
+    st.integers(1, 16),
+    st.sampled_from(list(PRECISION)),
+    st.sampled_from([1.0, 1e-20, 1e20, 1e-3]),
 )
 def test_truncated_svd_is_the_best_approximation(matrix, rank, dtype, scale):
     matrix = (matrix * scale).to(dtype)

@@ -76,7 +76,7 @@ def adapt(
     ``acts_on="gradient"``: the gradient is projected before Adam (released code). ``"update"``: Adam sees
     the raw gradient and its step is projected, ``Δw ← Δw − (Δw U) diag(λ) Uᵀ``; with γ = 0 every
     ``w·u`` then stays exactly where it was. Returns the loss of every step.
-    Raises DivergedError when the loss is not finite.
+    Raises DivergedError when a loss or a gate is not finite.
     """
     parameters = [parameter for group in groups for parameter in group.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
@@ -86,13 +86,18 @@ def adapt(
         value = loss(batch)
         if not torch.isfinite(value):
             raise DivergedError(
-                f"adaptation: loss {float(value)} at step {done} of {len(batches)}, lr {lr:g}; use a smaller lr"
+                f"adaptation: loss {value.item()} at step {done} of {len(batches)}, lr {lr:g}; "
+                "use a smaller lr"
             )
         value.backward()  # type: ignore[no-untyped-call]
         _projected_step(groups, optimizer, acts_on)
         losses.append(float(value.detach()))
         if report:
             report(done, losses[-1])
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+        raise DivergedError(
+            f"adaptation: a gate is not finite after {len(batches)} steps, lr {lr:g}; use a smaller lr"
+        )
     return losses
 
 

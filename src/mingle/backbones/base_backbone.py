@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from mingle.errors import UnknownNameError
+from mingle.errors import CheckpointError, UnknownNameError
 from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, open_checkpoint
 
@@ -54,10 +54,19 @@ class Backbone(ABC):
         model = self.skeleton(fallback or checkpoint)
         state = dict(fallback.tensors(dtype)) if fallback else {}
         state.update(checkpoint.tensors(dtype))
-        return self.load(model, state)
+        return self.load(model, state, checkpoint.source)
 
-    def load(self, model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
-        """Fills a skeleton with tensors by canonical name."""
+    def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:
+        """Fills a skeleton with tensors by canonical name. Raises CheckpointError when they do not fit it."""
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+        if wrong:
+            name = wrong[0]
+            raise CheckpointError(
+                f"{source}: {len(wrong)} tensors do not fit the model of config.json; {name!r}: "
+                f"expected {expected.get(name, 'none')}, found {found.get(name, 'none')}"
+            )
         model.load_state_dict(state, strict=True, assign=True)
         return model.eval().requires_grad_(False)
 

@@ -56,18 +56,25 @@ class Clip(Backbone):
             )
         values = dict(checkpoint.config)
         if kind == "clip":
-            projection = values.get("projection_dim", 512)
-            values = {"projection_dim": projection, **(values.get("vision_config") or {})}
-        with torch.device("meta"):
-            tower: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(values))
+            # The projection is the whole model's; a vision_config often repeats the library's default for it.
+            own = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+            values = {**(values.get("vision_config") or {}), **own}
+        try:
+            with torch.device("meta"):
+                tower: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(values))
+        except Exception as error:  # whatever transformers makes of a wrong value
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{checkpoint.source}: config.json describes no CLIP tower ({reason})"
+            ) from error
         return tower
 
-    def load(self, model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:
         """Fills the tower; ``position_ids`` is a computed buffer and is made anew."""
         embeddings = model.get_submodule("vision_model.embeddings")
-        positions = len(state["vision_model.embeddings.position_embedding.weight"])
+        positions = len(model.get_parameter("vision_model.embeddings.position_embedding.weight"))
         embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
-        return super().load(model, state)
+        return super().load(model, state, source)
 
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
         """q, k and v of a block read the same tensor; out_proj, fc1 and fc2 each their own."""

@@ -20,7 +20,7 @@ from mingle.methods import Base
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import machine, versions
 from mingle.state import MergeRun
-from mingle.suites import FolderSuite
+from mingle.suites import FolderSuite, suite_samples
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _merge(
         run.add(
             suite.checkpoint(task),
             name=task,
-            seeds=f"{suite.name}:{task}",
+            seeds=suite_samples(suite, task, scored=run.method.scored_seeds),
             progress=_labelled(progress, task),
         )
     return run

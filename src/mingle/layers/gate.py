@@ -22,12 +22,25 @@ class PooledInput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mask: Tensor | None = None
+        self._mask: Tensor | None = None
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Which tokens count: (N, tokens), or None for all of them."""
+        return self._mask
+
+    @mask.setter
+    def mask(self, mask: Tensor | None) -> None:
+        self._mask, self._last = mask, None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, …, d_in) or (d_in,) -> (N, d_in)."""
-        if x.is_inference():  # has no version counter to tell an in-place change by
+        if x.dim() <= 2:
+            return x.reshape(-1, x.shape[-1])
+        # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
+        # be reused after its graph was freed.
+        if x.is_inference() or (x.is_leaf and x.requires_grad):
             return self._mean(x)
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version:
@@ -39,8 +52,6 @@ class PooledInput(nn.Module):
         return pooled
 
     def _mean(self, x: Tensor) -> Tensor:
-        if x.dim() <= 2:
-            return x.reshape(-1, x.shape[-1])
         tokens = x.flatten(1, -2)
         if self.mask is None:
             return tokens.mean(dim=1)

@@ -65,9 +65,9 @@ class MixtureLinear(nn.Module):
             return y
         gates: Tensor = self.gate(self.pool(x))
         # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
-        per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2), -1)
-        per_rank = gates.index_select(1, self.task_of_rank).reshape(per_sample)
+        per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2))
+        per_rank = gates.index_select(1, self.task_of_rank).reshape(*per_sample, len(self.A))
         y = y + linear(linear(x, self.A) * per_rank, self.B)
         if self._has_delta_bias:
-            y = y + (gates @ self.delta_bias).reshape(per_sample)
+            y = y + (gates @ self.delta_bias).reshape(*per_sample, len(self.B))
         return y

@@ -42,7 +42,7 @@ class MixtureNorm(nn.Module):
             return y
         pool, gate = self._reader
         gates: Tensor = gate(pool(y))
-        per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2), -1)
+        per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2), x.shape[-1])
         normalised = layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
         weight, bias = ((gates @ delta).reshape(per_sample) for delta in (self.delta_weight, self.delta_bias))
         return y + normalised * weight + bias

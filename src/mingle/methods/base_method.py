@@ -38,7 +38,8 @@ class Base:
 
     def model(self) -> nn.Module:
         """A fresh copy of the base, frozen, in eval mode."""
-        return self.backbone.load(self.backbone.skeleton(self.checkpoint), dict(self.tensors))
+        skeleton = self.backbone.skeleton(self.checkpoint)
+        return self.backbone.load(skeleton, dict(self.tensors), self.checkpoint.source)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:

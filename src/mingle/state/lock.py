@@ -1,9 +1,10 @@
-"""One writer at a time.
+"""Safe writing: one writer at a time, files that outlast a power cut, a full disk explained.
 
 The operating system holds the lock (``flock``), so it goes when its process does, however that ends. Who
 holds it stands in a file of its own, for the error message only: nothing is decided by it.
 """
 
+import errno
 import json
 import os
 import socket
@@ -37,7 +38,8 @@ def hold(folder: Path, timeout: float = 0) -> Iterator[None]:
         lock.acquire(timeout=timeout)
     except Timeout:
         raise RunLockedError(
-            f"{folder}: {_holder(folder)} is writing to this run; wait until that is done, or stop it, and try again"
+            f"{folder}: {_holder(folder)} is writing to this run; "
+            "wait until that is done, or stop it, and try again"
         ) from None
     except OSError as error:
         raise RunError(
@@ -53,6 +55,56 @@ def hold(folder: Path, timeout: float = 0) -> Iterator[None]:
         if outermost:
             _unsign(folder)
         lock.release()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file that outlasts a power cut (its folder needs `sync_folder` too); raises OSError."""
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` in place of the file at ``path`` in one instant; raises OSError."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        write_file(temporary, data)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder outlast a power cut; raises OSError."""
+    if os.name == "nt":
+        return  # Windows cannot open a folder to sync it
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems cannot sync a folder and say so: nothing more can be done there.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained(folder: Path, action: str) -> Iterator[None]:
+    """Turn an OSError into a RunError that says what could not be done in ``folder``, and why."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space" if full else "check the disk and the permissions of the folder"
+        raise RunError(
+            f"{folder}: could not {action} ({error.strerror or error}); the run is as it was; "
+            f"{advice} and try again"
+        ) from error
 
 
 def _sign(folder: Path) -> None:

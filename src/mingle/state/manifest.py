@@ -1,27 +1,29 @@
-"""``mingle.json``: what a run consists of, and how it gets to disk.
+"""What the files of a run hold: ``mingle.json``, and the one way in which JSON and tensors become bytes.
 
-Every file of a step is named with its size and sha256. Every step carries a chain hash over the chain before
-it and its own entry, starting from the header: no step can be altered, swapped or moved to another run
-unnoticed. ``sha256`` covers the manifest itself. The hashes find accidents; they are no signature.
+The manifest names every file of a step with its size and sha256. Every step carries a chain hash over the
+chain before it and its own entry, starting from the header: no step can be altered, swapped or moved to
+another run unnoticed. ``sha256`` covers the manifest itself. The hashes find accidents; they are no signature.
 """
 
-import errno
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from mingle.errors import RunDamagedError, RunError, RunSchemaError
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "mingle.json"
-TEMPORARY_MANIFEST = ".mingle.json.tmp"
+STEP_JSON = "step.json"
+TENSORS_SUFFIX = ".safetensors"
 NAME_PATTERN = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$")]
@@ -40,12 +42,22 @@ class FileEntry(_Record):
     sha256: Sha256
     size: Annotated[int, Field(ge=0)]
 
-    def problem(self, path: Path, size: int, sha256: str | None = None) -> str | None:
-        """One line on how what was found at ``path`` differs from this entry; None where it does not."""
-        if size != self.size:
-            return f"{path}: expected {self.size} bytes, found {size}; restore the file from a copy"
-        if sha256 is not None and sha256 != self.sha256:
-            return f"{path}: expected sha256 {self.sha256}, found {sha256}; restore the file from a copy"
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """The entry of a file that holds ``data``."""
+        return cls(sha256=_sha256(data), size=len(data))
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """The entry of a file of any size; raises OSError."""
+        with path.open("rb") as file:
+            return cls(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=file.tell())
+
+    def difference(self, path: Path, found: "FileEntry") -> str | None:
+        """One line on what was found at ``path`` instead of this; None where it is the same."""
+        for what in ("size", "sha256"):
+            if (wanted := getattr(self, what)) != (got := getattr(found, what)):
+                return f"{path}: expected {what} {wanted}, found {got}; restore the file from a copy"
         return None
 
 
@@ -57,6 +69,19 @@ class StepEntry(_Record):
     summary: dict[str, Any]
     files: dict[FileName, FileEntry]
     chain: Sha256
+
+    def problems(self, folder: Path, *, content: bool) -> Iterator[str]:
+        """One line per file in ``folder`` that is missing or altered, going by its size or by its content."""
+        for name, entry in sorted(self.files.items()):
+            path = folder / name
+            try:
+                size = path.stat().st_size
+                found = FileEntry.of_file(path) if content else entry.model_copy(update={"size": size})
+            except OSError as error:
+                yield unreadable(path, error)
+            else:
+                if problem := entry.difference(path, found):
+                    yield problem
 
 
 class Manifest(_Record):
@@ -119,19 +144,8 @@ class Manifest(_Record):
         """The hash over everything else in the manifest."""
         return _sha256(canonical_json(self.model_dump(), MANIFEST_FILE))
 
-    def save(self, folder: Path) -> None:
-        """Put this manifest in place of the one in ``folder``, in one instant; raises OSError."""
-        temporary = folder / TEMPORARY_MANIFEST
-        try:
-            write_file(temporary, self.to_bytes())
-            temporary.replace(folder / MANIFEST_FILE)
-            sync_folder(folder)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
     def with_step(self, name: str, summary: Mapping[str, Any], files: Mapping[str, FileEntry]) -> "Manifest":
-        """This manifest and one more step."""
+        """The manifest with one more step."""
         folder = step_folder(len(self.steps), name)
         # The chain is not known before the rest of the entry is, and the pattern of a hash wants one.
         draft = StepEntry(name=name, folder=folder, summary=dict(summary), files=dict(files), chain="0" * 64)
@@ -139,7 +153,7 @@ class Manifest(_Record):
         return self.model_copy(update={"steps": (*self.steps, entry)})
 
     def without_last_step(self) -> "Manifest":
-        """This manifest without its last step."""
+        """The manifest without its last step."""
         return self.model_copy(update={"steps": self.steps[:-1]})
 
     def _root(self) -> str:
@@ -168,6 +182,11 @@ class Manifest(_Record):
 _RESTORE = "the manifest was altered; restore it from a copy"
 
 
+def unreadable(path: Path, error: OSError) -> str:
+    """One line on a file that is not there or cannot be read."""
+    return f"{path}: expected a file, found none to read ({error.strerror}); restore the file from a copy"
+
+
 def step_folder(index: int, name: str) -> str:
     """The folder of the step at ``index`` (counted from 0)."""
     return f"{index + 1:04d}-{name}"
@@ -175,7 +194,7 @@ def step_folder(index: int, name: str) -> str:
 
 def check_name(name: str, what: str) -> None:
     """Refuse a name that is not also a safe file name; raises RunError."""
-    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise RunError(
             f"{what}: expected 1 to 100 of the characters A-Z a-z 0-9 . _ - without a leading dot, "
             f"found {name!r}; choose another name"
@@ -192,6 +211,11 @@ def readable_json(value: object, what: str) -> bytes:
     return _dump(value, what, indent=1, separators=(",", ": ")) + b"\n"
 
 
+def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A copy of a JSON object as it will be read back; raises RunError where ``value`` is none."""
+    return read_json(canonical_json(dict(value), what), Path(what))
+
+
 def read_json(data: bytes, path: Path) -> dict[str, Any]:
     """The JSON object in ``data``, found at ``path``; raises RunDamagedError where there is none."""
     try:
@@ -206,28 +230,33 @@ def read_json(data: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def write_file(path: Path, data: bytes) -> FileEntry:
-    """Write a file that outlasts a power cut (its folder needs `sync_folder` too); raises OSError."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(sha256=_sha256(data), size=len(data))
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder outlast a power cut; raises OSError."""
-    if os.name == "nt":
-        return  # Windows cannot open a folder to sync it
-    descriptor = os.open(path, os.O_RDONLY)
+def encode_tensors(tensors: Mapping[str, torch.Tensor], what: str) -> bytes:
+    """The tensors as safetensors: the same ones give the same bytes; raises RunError."""
+    plain: dict[str, torch.Tensor] = {}
+    storages = set()
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network file systems cannot sync a folder and say so: nothing more can be done there.
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)
+        for name in sorted(tensors):
+            # safetensors would store the memory behind a conjugate or negative view, not its values.
+            tensor = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+            storage = tensor.untyped_storage().data_ptr()
+            # It refuses tensors that overlap (tied weights): each is stored for itself.
+            plain[name] = tensor.clone() if storage in storages else tensor
+            storages.add(storage)
+        if "__metadata__" in plain:
+            raise ValueError("the name '__metadata__', which the format reserves")
+        data: bytes = save(plain)
+    except (SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{what}: expected named dense tensors, found: {error}; convert them first") from error
+    return data
+
+
+def decode_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in ``data``, found at ``path``, in order of name; raises RunError."""
+    try:
+        tensors: dict[str, torch.Tensor] = load(data)
+    except (SafetensorError, KeyError) as error:
+        raise RunError(f"{path}: safetensors cannot read it ({error}); update safetensors") from error
+    return dict(sorted(tensors.items()))
 
 
 def _chain(previous: str, entry: StepEntry) -> str:

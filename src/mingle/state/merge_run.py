@@ -133,7 +133,7 @@ class MergeRun:
         checkpoint: str | Path,
         *,
         name: str | None = None,
-        seeds: str | Path | Samples | None = None,
+        seeds: str | Path | Samples | RawSamples | None = None,
         labels: Tensor | None = None,
         head: Head | None = None,
         replay: object = None,
@@ -213,7 +213,7 @@ class MergeRun:
             raise UnknownNameError(f"task of {self.path}", task, self.tasks)
 
     def _pool(
-        self, seeds: str | Path | Samples | None, labels: Tensor | None, head: Head | None
+        self, seeds: str | Path | Samples | RawSamples | None, labels: Tensor | None, head: Head | None
     ) -> SeedPool | None:
         if seeds is None or not self.method.needs_seeds:
             return None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mingle.backbones import Samples
 from mingle.errors import SeedsError
-from mingle.suites.base_suite import suite_part
+from mingle.suites.base_suite import FolderSuite, suite_part
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 IMAGE_KEYS = ("images", "seed_images", "pixel_values", "x")
@@ -35,21 +35,29 @@ class RawSamples:
         return tuple(hashlib.sha256(_raw(sample)).hexdigest()[:16] for sample in self.samples)
 
 
-def load_samples(source: str | Path | Samples, *, scored: bool = False) -> RawSamples:
+def suite_samples(suite: FolderSuite, task: str, *, scored: bool = False) -> RawSamples:
+    """A task's unlabelled seeds or, ``scored``, its labelled test images (the paper's protocol)."""
+    images, labels = suite.test(task) if scored else (suite.seeds(task), None)
+    return RawSamples(
+        images, labels, source=f"{suite.name}:{task} ({'test images' if scored else 'seed pool'})"
+    )
+
+
+def load_samples(source: str | Path | Samples | RawSamples, *, scored: bool = False) -> RawSamples:
     """Reads ``suite:task``, a folder of images, a ``.safetensors`` or ``.npz`` file, or takes what is given.
 
     ``scored`` takes a suite's labelled test images instead of its unlabelled seeds (the paper's protocol).
     A folder whose images lie in one subfolder per class brings class names; array files may bring labels.
     Raises SeedsError.
     """
+    if isinstance(source, RawSamples):
+        return _not_empty(source)
     if not isinstance(source, str | Path):
         samples = source if isinstance(source, Tensor) else list(source)
         return _not_empty(RawSamples(samples))
     part = suite_part(str(source))
     if part is not None:
-        suite, task = part
-        images, labels = suite.test(task) if scored else (suite.seeds(task), None)
-        return RawSamples(images, labels, source=f"{source} ({'test images' if scored else 'seed pool'})")
+        return suite_samples(*part, scored=scored)
     path = Path(source).expanduser()
     if path.is_dir():
         return _not_empty(_image_folder(path))

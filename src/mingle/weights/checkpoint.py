@@ -112,8 +112,8 @@ def _local_path(source: str | Path) -> Path:
 
     try:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{source}: no local folder of that name, and the hub did not deliver it ({reason}); "
             "download it first and pass the folder"
