@@ -28,10 +28,12 @@ def tasks_file() -> dict[str, Any]:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with the option that every stage has: where downloads and intermediate results are kept."""
+    """An argument parser with the option that every stage has: where results are kept."""
     out = argparse.ArgumentParser(description=description)
     default = os.environ.get("MINGLE_ZOO_CACHE", str(Path.home() / ".cache" / "mingle-zoo"))
-    out.add_argument("--cache", type=Path, default=Path(default), help="folder for downloads and intermediate results")
+    out.add_argument(
+        "--cache", type=Path, default=Path(default), help="folder for downloads and intermediate results"
+    )
     return out
 
 

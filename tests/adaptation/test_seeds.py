@@ -78,6 +78,12 @@ def test_label_selection_without_labels_is_refused():
         select_seeds("label", 5, 3, generator(1))
 
 
+@pytest.mark.parametrize("number", [4, 6])
+def test_one_label_per_sample_is_needed(number):
+    with pytest.raises(SeedsError, match=f"one label per sample, 5, found {number}"):
+        select_seeds("label", 5, 3, generator(1), classes=torch.zeros(number, dtype=torch.int64))
+
+
 @given(numbers, st.integers(1, 30), st.integers(1, 40), st.integers(0, 25))
 def test_every_pass_shows_a_sample_at_most_once(seed, samples, batch_size, steps):
     batches = draw_batches(samples, batch_size, steps, generator(seed))

@@ -125,7 +125,7 @@ def test_verify_names_the_damaged_file(call, run):
 )
 def test_errors_are_one_line_and_say_what_to_do(call, run, zoo, arguments, code, message):
     places = {"BASE": zoo / "base", "RUN": run}
-    found, out, err = call(*(places.get(a, a) for a in arguments))
+    found, _, err = call(*(places.get(a, a) for a in arguments))
     assert found == code
     assert message in err
     assert "Traceback" not in err

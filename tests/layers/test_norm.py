@@ -1,4 +1,4 @@
-"""The gated LayerNorm equals the formula written down, and reading it through a Linear keeps its gates shared."""
+"""The gated LayerNorm equals the formula written down and shares the gate of the Linear that reads it."""
 
 import pytest
 import torch

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -150,6 +151,18 @@ def test_copies_of_a_model_keep_their_own_memory():
     assert twin.q.pool is twin.k.pool is twin.v.pool
     assert twin.q.pool is not model.q.pool
     assert torch.equal(twin(x), expected)
+
+
+def test_model_in_use_can_be_copied_and_pickled():
+    """The remembered mean, with its graph and its weak reference, stays behind."""
+    mixture, dense = pair(trainable=True)
+    x = draw(1, 2, 3, D_IN).requires_grad_() * 1
+    mixture(x)
+    assert mixture.pool._last is not None
+    other = draw(2, 2, 3, D_IN)
+    for twin in (copy.deepcopy(mixture), pickle.loads(pickle.dumps(mixture))):
+        assert twin.pool._last is None
+        torch.testing.assert_close(twin(other), dense(other), **EXACT)
 
 
 # --- padding

@@ -8,6 +8,8 @@ import random
 import pytest
 from PIL import Image, ImageDraw
 
+from mingle.report import render_html
+
 TASKS = ["mnist", "fashion_mnist", "clutter_digits", "letters", "greek", "emoji_animals", "ui_icons", "flags"]
 BASE = [0.312, 0.405, 0.188, 0.241, 0.176, 0.533, 0.472, 0.298]
 OWN = [0.985, 0.897, 0.931, 0.952, 0.918, 0.884, 0.906, 0.963]
@@ -198,12 +200,47 @@ def _results():
     }
 
 
+def _cut(results, tasks=2, layers=6):
+    """The same results with the first tasks and layers and with four rows: quick to draw."""
+    first = results["order"][:tasks]
+    for key in ("order", "base", "individual"):
+        results[key] = results[key][:tasks]
+    results["rows"] = [results["rows"][i] for i in (0, 1, 2, 6)]
+    results["examples"] = results["examples"][:2]
+    for row in results["rows"]:
+        row["matrix"] = row["matrix"][:tasks]
+        for part in ("energy", "losses"):
+            row[part] = row[part] and row[part][:tasks]
+        if gates := row["gates"]:
+            mean = [[values[:tasks] for values in layer[:tasks]] for layer in gates["mean"][:layers]]
+            row["gates"] = {
+                "inputs": first,
+                "experts": first,
+                "layers": gates["layers"][:layers],
+                "mean": mean,
+            }
+    return results
+
+
 @pytest.fixture(scope="session")
-def _made():
+def made():
+    """The results as they are; not to be changed."""
     return _results()
 
 
+@pytest.fixture(scope="session")
+def page(made):
+    """The whole report."""
+    return render_html(made)
+
+
 @pytest.fixture
-def results(_made):
-    """A fresh copy for every test."""
-    return copy.deepcopy(_made)
+def results(made):
+    """A copy of the results for one test."""
+    return copy.deepcopy(made)
+
+
+@pytest.fixture
+def small(results):
+    """A copy with two tasks and four rows."""
+    return _cut(results)

@@ -191,6 +191,13 @@ class TestBadInputChangesNothing:
             run.add(tmp_path / "bad", seeds=images)
 
     def test_other_architecture(self, run, images, tmp_path):
+        (tmp_path / "bert").mkdir()
+        save_file({"bert.encoder.weight": torch.zeros(3)}, tmp_path / "bert" / "model.safetensors")
+        (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(CheckpointError, match=r"expected a CLIP .* found 'bert'"):
+            run.add(tmp_path / "bert", seeds=images)
+
+    def test_other_tensors(self, run, images, tmp_path):
         (tmp_path / "bad").mkdir()
         save_file({"bert.encoder.weight": torch.zeros(3)}, tmp_path / "bad" / "model.safetensors")
         with pytest.raises(MismatchError, match=r"bert\.encoder\.weight: unexpected"):
@@ -306,3 +313,37 @@ def test_kill_at_random_moments_leaves_a_whole_run(tmp_path, zoo, images):
         assert after.model() is not None
     after.add(zoo / "task3", seeds=images)
     assert mingle.MergeRun.open(tmp_path / "run").tasks[-1] == "task3"
+
+
+class TestHead:
+    """A class head may come beside the checkpoint, as a file, or as a tensor."""
+
+    def bare(self, zoo, tmp_path):
+        shutil.copytree(zoo / "task1", tmp_path / "bare")
+        return tmp_path / "bare", (tmp_path / "bare" / "head.safetensors").rename(
+            tmp_path / "given.safetensors"
+        )
+
+    def test_given_as_file_or_tensor_equals_the_one_beside(self, tmp_path, zoo, images):
+        checkpoint, file = self.bare(zoo, tmp_path)
+        expected = start(tmp_path / "beside", zoo)
+        expected.add(zoo / "task1", seeds=images)
+        from_file = start(tmp_path / "file", zoo)
+        from_file.add(checkpoint, name="task1", seeds=images, head=file)
+        assert files_of(tmp_path / "file") == files_of(tmp_path / "beside")
+        from_tensor = start(tmp_path / "tensor", zoo)
+        embeddings = load_file(file)["class_embeddings"]
+        from_tensor.add(checkpoint, name="task1", seeds=images, head=embeddings)
+        stored = load_file(next((tmp_path / "tensor").rglob("head.safetensors")))
+        assert torch.equal(stored["class_embeddings"], embeddings)
+
+    def test_missing_or_wrong(self, tmp_path, zoo, images):
+        checkpoint, _ = self.bare(zoo, tmp_path)
+        run = start(tmp_path / "run", zoo)
+        with pytest.raises(CheckpointError, match="no class head found"):
+            run.add(checkpoint, seeds=images)
+        with pytest.raises(CheckpointError, match=r"3 class embeddings, but id2label .* names 4"):
+            run.add(checkpoint, seeds=images, head=torch.zeros(3, 24))
+        with pytest.raises(CheckpointError, match="expected a tensor 'class_embeddings'"):
+            run.add(checkpoint, seeds=images, head=torch.zeros(24))
+        assert run.tasks == ()

@@ -138,6 +138,22 @@ def test_fingerprint_notices_every_kind_of_change(store, zoo):
     assert all(re.fullmatch("[0-9a-f]{64}", p) for p in prints.values())
 
 
+def test_fingerprint_tells_the_same_bytes_apart(store):
+    """Bytes alone are not a checkpoint: what they are called and how they are read counts too."""
+    data = torch.arange(6, dtype=torch.float32)
+    variants = [
+        {"a": data},
+        {"b": data},
+        {"a": data.reshape(2, 3)},
+        {"a": data.view(torch.float16)},
+        {"a": data.view(torch.bfloat16)},
+        {"a": data[:3].clone(), "b": data[3:].clone()},
+        {"a": data[:2].clone(), "b": data[2:].clone()},
+    ]
+    prints = [BACKBONE.open(store(t, str(i))).fingerprint for i, t in enumerate(variants)]
+    assert len(set(prints)) == len(variants)
+
+
 @pytest.fixture(scope="module")
 def full_clip(zoo, tmp_path_factory):
     """A CLIPModel with a text tower, whose vision tower holds the tensors of ``task1``."""
@@ -186,13 +202,11 @@ def test_projection_may_be_left_to_the_base(store, zoo, pixels):
     opened, base = BACKBONE.open(store(tensors)), BACKBONE.open(zoo / "base")
     built = BACKBONE.build(opened, base)
     assert not torch.equal(base.tensor("visual_projection.weight"), projection)
-    assert torch.equal(
-        built.visual_projection.weight, base.tensor("visual_projection.weight")
-    )
-    assert torch.equal(
-        built.vision_model.post_layernorm.bias, tensors["vision_model.post_layernorm.bias"]
-    )
-    with pytest.raises(CheckpointError, match=r"1 tensors do not fit.*'visual_projection.weight'.*found none"):
+    assert torch.equal(built.visual_projection.weight, base.tensor("visual_projection.weight"))
+    assert torch.equal(built.vision_model.post_layernorm.bias, tensors["vision_model.post_layernorm.bias"])
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors do not fit.*'visual_projection.weight'.*found none"
+    ):
         BACKBONE.build(opened)
 
 
@@ -296,7 +310,7 @@ def test_file_that_is_damaged_or_gone_after_opening(store, zoo):
     file = folder / "model.safetensors"
     for spoil in (lambda: file.write_bytes(file.read_bytes()[:-50]), file.unlink):
         spoil()
-        with pytest.raises(CheckpointError, match="cannot read tensor 'visual_projection.weight'") as error:
+        with pytest.raises(CheckpointError, match=r"cannot read tensor 'visual_projection\.weight'") as error:
             opened.tensor("visual_projection.weight")
         assert str(file) in one_line(error)
 
@@ -340,7 +354,9 @@ def test_missing_shards_are_all_named(store, zoo):
     assert "shards not found: model-00002-of-00004.safetensors, model-00004-of-00004.safetensors" in message
 
 
-@pytest.mark.parametrize("shard_name", ["../task1/model.safetensors", "/etc/passwd", "sub/model.safetensors", ".."])
+@pytest.mark.parametrize(
+    "shard_name", ["../task1/model.safetensors", "/etc/passwd", "sub/model.safetensors", ".."]
+)
 def test_index_cannot_point_outside_its_folder(store, zoo, shard_name):
     folder = store(tensors_of(zoo / "task1"), parts=2)
     (folder / "sub").mkdir()
@@ -483,7 +499,8 @@ def test_config_that_describes_no_tower(store, zoo, changes):
     (folder / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(CheckpointError) as error:
         BACKBONE.skeleton(BACKBONE.open(folder))
-    assert one_line(error).startswith(f"{folder}: config.json ")
+    assert one_line(error).startswith(f"{folder}: ")
+    assert "config.json" in one_line(error)
 
 
 def test_weights_that_do_not_fit_the_config(store, zoo):

@@ -92,9 +92,7 @@ def test_wrong_base_of_the_same_family_is_noticed(arrived, origin, zoo):
 
 def test_only_optional_tensors_may_be_missing(arrived, origin):
     checkpoint = arrived(**{PROJECTION: None, f"{LAYER}.mlp.fc1.bias": None})
-    assert problems(origin, checkpoint, BACKBONE.optional) == [
-        f"{LAYER}.mlp.fc1.bias: missing (base has 48)"
-    ]
+    assert problems(origin, checkpoint, BACKBONE.optional) == [f"{LAYER}.mlp.fc1.bias: missing (base has 48)"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
@@ -115,7 +113,10 @@ def test_every_floating_precision_is_welcome(arrived, origin, zoo, dtype):
 
 def test_task_vector_is_the_difference(zoo, origin):
     checkpoint = BACKBONE.open(zoo / "task1")
-    ours, theirs = load_file(zoo / "base" / "model.safetensors"), load_file(zoo / "task1" / "model.safetensors")
+    ours, theirs = (
+        load_file(zoo / "base" / "model.safetensors"),
+        load_file(zoo / "task1" / "model.safetensors"),
+    )
     for name in origin.names():
         delta = task_vector(origin, checkpoint, name, torch.float32)
         assert torch.equal(delta, theirs[name] - ours[name])

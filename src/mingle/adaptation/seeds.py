@@ -22,7 +22,7 @@ def select_seeds(
 
     ``random`` draws without looking. ``teacher`` and ``label`` take turns over ``classes`` (pool_size,) –
     the teacher's predictions or the true labels – so that every class that occurs gives about as many.
-    Raises SeedsError for an empty pool and for ``label`` without labels.
+    Raises SeedsError for an empty pool and for ``label`` without one label per sample.
     """
     if pool_size == 0:
         raise SeedsError("seeds: the pool is empty; give at least one unlabelled sample of the task")
@@ -33,6 +33,8 @@ def select_seeds(
         raise SeedsError(
             "seeds: selection 'label' needs labels and these seeds have none; use 'random' or 'teacher'"
         )
+    if len(classes) != pool_size:
+        raise SeedsError(f"seeds: expected one label per sample, {pool_size}, found {len(classes)}")
     shuffled = classes[order]
     turn = torch.zeros_like(order)
     for label in torch.unique(shuffled):

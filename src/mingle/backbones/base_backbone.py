@@ -44,6 +44,10 @@ class Backbone(ABC):
         """The model's name for a stored tensor; None for tensors that are not part of the merged model."""
 
     @abstractmethod
+    def check_family(self, checkpoint: Checkpoint) -> None:
+        """Refuses a checkpoint whose configuration names another family. Raises CheckpointError."""
+
+    @abstractmethod
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The model of ``checkpoint.config`` on the meta device, without weights. Raises CheckpointError."""
 
@@ -79,8 +83,11 @@ class Backbone(ABC):
         """Hidden width; settings tuned to width 768 are scaled by it."""
 
     @abstractmethod
-    def head(self, checkpoint: Checkpoint) -> Head | None:
-        """The classifier that comes with a checkpoint, if one does. Raises CheckpointError."""
+    def head(self, checkpoint: Checkpoint, given: Path | Tensor | None = None) -> Head | None:
+        """The classifier ``given`` as a file or a tensor, or else the one beside the checkpoint, if any.
+
+        Raises CheckpointError.
+        """
 
     @abstractmethod
     def features(self, model: nn.Module, batch: Batch) -> Tensor:

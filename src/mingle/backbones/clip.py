@@ -6,6 +6,7 @@ logit scale (Radford et al. 2021). A checkpoint folder may bring its head as ``h
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,18 +45,22 @@ class Clip(Backbone):
             return None
         return stored_name
 
+    def check_family(self, checkpoint: Checkpoint) -> None:
+        """``model_type`` must be ``clip`` or ``clip_vision_model``. Raises CheckpointError."""
+        kind = checkpoint.config.get("model_type")
+        if kind not in ("clip", "clip_vision_model"):
+            raise CheckpointError(
+                f"{checkpoint.source}: expected a CLIP (model_type 'clip' or 'clip_vision_model' in config.json), "
+                f"found {kind!r}; merge only fine-tunings of the base"
+            )
+
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The vision tower that ``config.json`` describes. Raises CheckpointError for another family."""
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        kind = checkpoint.config.get("model_type")
-        if kind not in ("clip", "clip_vision_model"):
-            raise CheckpointError(
-                f"{checkpoint.source}: config.json says model_type {kind!r}; backbone 'clip' expects "
-                "'clip' or 'clip_vision_model'"
-            )
+        self.check_family(checkpoint)
         values = dict(checkpoint.config)
-        if kind == "clip":
+        if values["model_type"] == "clip":
             # The projection is the whole model's; a vision_config often repeats the library's default for it.
             own = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
             values = {**(values.get("vision_config") or {}), **own}
@@ -92,22 +97,27 @@ class Clip(Backbone):
         """Hidden width of the tower."""
         return model.get_parameter("vision_model.embeddings.class_embedding").numel()
 
-    def head(self, checkpoint: Checkpoint) -> Head | None:
-        """Reads ``head.safetensors`` beside the checkpoint. Raises CheckpointError."""
+    def head(self, checkpoint: Checkpoint, given: Path | Tensor | None = None) -> Head | None:
+        """Class embeddings (C, d): a tensor, a file, or ``head.safetensors`` beside the checkpoint.
+
+        Text embeddings of the class names, say; they are normalised when they are used. Raises
+        CheckpointError.
+        """
         path = checkpoint.folder / "head.safetensors"
-        if not path.exists():
+        if given is None and not path.exists():
             return None
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+        if isinstance(given, Tensor):
+            tensors, where = {"class_embeddings": given}, "head"
+        else:
+            where = str(given or path)
+            tensors = _read_head(Path(where))
         if "class_embeddings" not in tensors or tensors["class_embeddings"].dim() != 2:
-            raise CheckpointError(f"{path}: expected a tensor 'class_embeddings' (classes × dimension)")
+            raise CheckpointError(f"{where}: expected a tensor 'class_embeddings' (classes × dimension)")
         labels = checkpoint.config.get("id2label") or {}
         number = len(tensors["class_embeddings"])
         if labels and len(labels) != number:
             raise CheckpointError(
-                f"{path}: {number} class embeddings, but id2label of config.json names {len(labels)} classes"
+                f"{where}: {number} class embeddings, but id2label of config.json names {len(labels)} classes"
             )
         names = tuple(str(labels.get(str(i), i)) for i in range(number))
         return Head(names, tensors)
@@ -149,6 +159,14 @@ class Clip(Backbone):
         return {"pixel_values": (samples.float() / 255 - mean) / std}
 
 
+def _read_head(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+    return tensors
+
+
 def _norm(block: str, first: str) -> str | None:
     norms = {"self_attn.q_proj": "layer_norm1", "mlp.fc1": "layer_norm2"}
     return f"{block}.{norms[first]}" if first in norms else None
@@ -165,7 +183,9 @@ def _processor_config(base: Checkpoint) -> dict[str, Any]:
         values = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    return dict(values)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
 
 
 PLUGIN = Clip

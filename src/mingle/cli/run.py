@@ -46,6 +46,10 @@ def add(
         str | None,
         typer.Option(help="Unlabelled samples: folder of images, .safetensors, .npz or suite:task."),
     ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(help="Class head (.safetensors)  [default: head.safetensors beside the checkpoint]."),
+    ] = None,
     base: BaseNow = None,
     json: Json = False,
 ) -> None:
@@ -54,7 +58,7 @@ def add(
 
     opened = MergeRun.open(run, base=base)
     with progress_bar() as progress:
-        step = opened.add(checkpoint, name=name, seeds=seeds, progress=progress)
+        step = opened.add(checkpoint, name=name, seeds=seeds, head=head, progress=progress)
     info = opened.info(step.task)
     text = f"{step.task}: merged as step {len(opened.tasks)} in {info['seconds']:.1f} s"
     show(info, "\n".join([text, *_describe(info["report"])]), as_json=json)

@@ -69,19 +69,11 @@ def evaluate_run(
 ) -> Evaluation:
     """Scores a run after every step it has taken; seeds are left out unless the preset scores them.
 
-    Raises ConfigError for a run without steps or with tasks that have no test set.
+    Raises ConfigError for a run without steps or with tasks that have nothing to score.
     """
-    if not run.tasks:
-        raise ConfigError(f"{run.path}: nothing merged yet; add a checkpoint first")
-    missing = [task for task in run.tasks if task not in tests]
-    if missing:
-        raise ConfigError(
-            f"{run.path}: no test samples for {', '.join(missing)}; the suite has {', '.join(tests)}"
-        )
     method, state = run.method, run.state
     reports = [step.report for step in state.steps]
-    used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
-    scored = {task: tests[task] if method.scored_seeds else tests[task].without(used) for task in run.tasks}
+    scored = _without_seeds(run, reports, tests)
     matrix = accuracy_matrix(method, state, scored, progress)
     own = [individual[task] for task in run.tasks]
     gates = None
@@ -113,6 +105,28 @@ def evaluate_run(
         else None,
         gates=gates._asdict() if gates else None,
     )
+
+
+def _without_seeds(
+    run: MergeRun, reports: Sequence[Mapping[str, Any]], tests: Mapping[str, ScoredTask]
+) -> dict[str, ScoredTask]:
+    if not run.tasks:
+        raise ConfigError(f"{run.path}: nothing merged yet; add a checkpoint first")
+    missing = [task for task in run.tasks if task not in tests]
+    if missing:
+        raise ConfigError(
+            f"{run.path}: no test samples for {', '.join(missing)}; the suite has {', '.join(tests)}"
+        )
+    if run.method.scored_seeds:
+        return {task: tests[task] for task in run.tasks}
+    used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
+    scored = {task: tests[task].without(used) for task in run.tasks}
+    empty = [task for task, test in scored.items() if not len(test.labels)]
+    if empty:
+        raise ConfigError(
+            f"{run.path}: every test sample of {', '.join(map(repr, empty))} was a seed; nothing to score"
+        )
+    return scored
 
 
 def _seed_samples(

@@ -59,7 +59,9 @@ def adapt_gates(
         layer.gate.append(weight, bias, trainable=True)
     groups = merged_groups(state.base, options)
     bases = {group.name: _basis(state, group, layers[group.name], options) for group in groups}
-    batches = replay.batches or draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
+    batches = replay.batches
+    if batches is None:
+        batches = draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
     losses = adapt(
         [_gate_group(group, layers, bases[group.name], options) for group in groups],
         _distillation(state.base, model, seeds, options),

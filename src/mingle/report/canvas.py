@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mingle.report.reading import Results, is_bound
+from mingle.report.reading import Results, bounds, merges
 
 THEME = {
     "ink": ("#1b1f26", "#e7e9ec"),
@@ -31,10 +31,10 @@ THEME = {
     "series-3": ("#b0558b", "#dd93bf"),
     "series-4": ("#b58900", "#e3bd4a"),
     "series-5": ("#4b3f9e", "#a79bf0"),
-    "kept": ("#2f6f8f", "#4d9dc2"),
-    "projection": ("#e0a030", "#e6ad4a"),
-    "rank": ("#a5602b", "#bd7b48"),
-    "not_merged": ("#a9b0ba", "#5c6470"),
+    "kept": ("#2f6f8f", "#35799b"),
+    "projection": ("#e0a030", "#e0a030"),
+    "rank": ("#a5602b", "#ad6830"),
+    "not_merged": ("#a9b0ba", "#a9b0ba"),
 }
 """Name of a colour -> its value on a light and on a dark page. Each light value is used once."""
 
@@ -66,14 +66,12 @@ def paint(name: str) -> str:
     return THEME[name][0]
 
 
-def series_colours(results: Results) -> list[str]:
-    """The name of each row's colour, the same in all plots; bounds are grey."""
-    merged = 0
-    names = []
-    for row in results["rows"]:
-        names.append("muted" if is_bound(row) else SERIES[merged % len(SERIES)])
-        merged += not is_bound(row)
-    return names
+def series_colours(results: Results) -> dict[str, str]:
+    """The name of the colour of each label, the same in all plots; bounds are grey."""
+    colours = {row["label"]: "muted" for row in bounds(results)}
+    for number, row in enumerate(merges(results)):
+        colours[row["label"]] = SERIES[number % len(SERIES)]
+    return colours
 
 
 def short(name: str, limit: int = 15) -> str:

@@ -47,15 +47,15 @@ def write_report(results: Results, path: Path) -> None:
     """Writes the page; a file that was there before stays until the new one is complete."""
     page = render_html(results)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, "utf-8")
+    temporary.write_text(page, "utf-8", errors="replace")
     temporary.replace(path)
 
 
 def _context(results: Results) -> dict[str, Any]:
     script = (_HERE / "report.js").read_text("utf-8")
     colours = series_colours(results)
-    by_label = dict(zip((row["label"] for row in results["rows"]), colours, strict=True))
-    gates, gate_scale = _gates(results, by_label)
+    table = lines(results)
+    gates, gate_scale = _gates(results, colours)
     return {
         "suite": results["suite"],
         "tasks": results["order"],
@@ -63,19 +63,20 @@ def _context(results: Results) -> dict[str, Any]:
         "headline": _unbroken(headline(results)),
         "lead": [_unbroken(sentence) for sentence in lead(results)],
         "columns": columns(),
-        "lines": lines(results),
-        "colours": by_label,
+        "lines": table,
+        "ranked": sorted(table, key=lambda line: line.cells[0].value or 0.0, reverse=True),
+        "colours": colours,
         "notes": notes(results),
         "doubt": _doubt(results),
         "steps": _steps(results),
         "floor": f"{100 * plots.accuracy_floor(results):.0f}",
-        "matrices": _matrices(results, by_label),
+        "matrices": _matrices(results, colours),
         "gates": gates,
         "gate_scale": gate_scale,
-        "energy": _panels(with_part(results, "energy"), by_label, plots.energy),
+        "energy": _panels(with_part(results, "energy"), colours, plots.energy),
         "energy_parts": plots.ENERGY,
         "losses": _losses(results),
-        "loss_legend": _loss_legend(results, by_label),
+        "loss_legend": _loss_legend(results, colours),
         "examples": results.get("examples") or [],
         "settings": [_settings(row) for row in results["rows"]],
         "definitions": [(name, _typeset(text)) for name, text in DEFINITIONS],

@@ -118,20 +118,20 @@ def loss(results: Results, task: int) -> str:
     name = results["order"][task]
 
     def content(figure: Figure) -> None:
-        area = axes(figure, 40, 26, 190, 110)
+        area = axes(figure, 34, 26, 168, 110)
         for number, row in enumerate(rows):
             curve = row["losses"][task] if task < len(row["losses"]) else []
-            colour = paint(series_colours(results)[results["rows"].index(row)])
+            colour = paint(series_colours(results)[row["label"]])
             dash = DASHES[number % len(DASHES)]
             area.plot(range(1, len(curve) + 1), curve, color=colour, lw=1.6, dashes=dash or (None, None))
         area.set_ylim(0, 1.05 * top or 1.0)
-        area.set_title(short(name, 28), loc="left", fontsize=11, color=paint("ink"))
+        area.set_title(short(name, 26), loc="left", fontsize=11, color=paint("ink"))
         area.locator_params(nbins=4)
         area.grid(axis="y")
         area.tick_params(length=0, labelsize=10)
         area.spines["left"].set_visible(False)
 
-    return draw(240, 160, f"Adaptation loss for {name}", content)
+    return draw(206, 160, f"Adaptation loss for {name}", content)
 
 
 def _bound_lines(area: Axes, results: Results) -> list[tuple[str, float, str]]:
@@ -148,11 +148,11 @@ def _bound_lines(area: Axes, results: Results) -> list[tuple[str, float, str]]:
 
 
 def _merge_lines(area: Axes, results: Results) -> list[tuple[str, float, str]]:
-    colours = dict(zip(map(id, results["rows"]), series_colours(results), strict=True))
+    colours = series_colours(results)
     ends = []
     for number, row in enumerate(merges(results)):
         line = [mean(after) for after in row["matrix"]]
-        colour = colours[id(row)]
+        colour = colours[row["label"]]
         marker = _MARKERS[number % len(_MARKERS)]
         area.plot(range(1, len(line) + 1), line, color=paint(colour), marker=marker, ms=5, lw=2)
         ends.append((row["label"], line[-1], colour))

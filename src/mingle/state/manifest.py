@@ -2,7 +2,7 @@
 
 The manifest names every file of a step with its size and sha256. Every step carries a chain hash over the
 chain before it and its own entry, starting from the header: no step can be altered, swapped or moved to
-another run unnoticed. ``sha256`` covers the manifest itself. The hashes find accidents; they are no signature.
+another run unnoticed. ``sha256`` covers the manifest itself. Hashes find accidents; they are no signature.
 """
 
 import hashlib

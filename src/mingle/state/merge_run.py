@@ -135,14 +135,15 @@ class MergeRun:
         name: str | None = None,
         seeds: str | Path | Samples | RawSamples | None = None,
         labels: Tensor | None = None,
-        head: Head | None = None,
+        head: Head | Tensor | str | Path | None = None,
         replay: object = None,
         progress: Progress = silent,
     ) -> Step:
         """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
 
         ``checkpoint``: folder, file, hub id or ``suite:task``. ``seeds``: unlabelled samples, or where they
-        are. ``labels`` only for seed selection ``label``; ``head`` only if the checkpoint brings none.
+        are. ``labels`` only for seed selection ``label``; ``head`` (class
+        embeddings, or a file of them) only if the checkpoint brings none.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
         task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
@@ -150,8 +151,12 @@ class MergeRun:
             if task in self.tasks:
                 raise TaskExistsError(f"{self.path}: task {task!r} is already merged; give it another name")
             opened = self.backbone.open(locate(checkpoint))
+            if opened.config:
+                self.backbone.check_family(opened)
             check_against(self.base.checkpoint, opened, self.backbone.optional)
-            head = head or self.backbone.head(opened)
+            if not isinstance(head, Head):
+                given = Path(head) if isinstance(head, str) else head
+                head = self.backbone.head(opened, given)
             arrival = Arrival(
                 task,
                 opened,
@@ -272,7 +277,7 @@ def _labels_of_folders(raw: RawSamples, head: Head | None) -> Tensor | None:
     unknown = sorted(set(raw.label_names) - set(head.classes))
     if unknown:
         raise SeedsError(
-            f"{raw.source}: folders {', '.join(unknown)} name no class of the task, which has {', '.join(head.classes)}"
+            f"{raw.source}: folders {', '.join(unknown)} name no class of the task; it has {', '.join(head.classes)}"
         )
     return torch.tensor([head.classes.index(name) for name in raw.label_names])
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mingle.suites.base_suite import FolderSuite, suite_part
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 IMAGE_KEYS = ("images", "seed_images", "pixel_values", "x")
 LABEL_KEYS = ("labels", "y")
+DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,20 @@ def _image_folder(folder: Path) -> RawSamples:
 def _array_file(path: Path) -> RawSamples:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {name: torch.from_numpy(file[name]) for name in file.files}
         else:
             arrays = load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, *DAMAGED_ARCHIVE) as error:
         raise SeedsError(f"{path}: not a readable array file ({error})") from error
     images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
     if images is None:
         raise SeedsError(
             f"{path}: expected an array named one of {', '.join(IMAGE_KEYS)}, found {sorted(arrays)}"
         )
-    if images.dim() == 4 and images.shape[-1] == 3 and images.shape[1] != 3:
+    if images.dim() != 4:
+        raise SeedsError(f"{path}: expected images (N, 3, H, W) or (N, H, W, 3), found {tuple(images.shape)}")
+    if images.shape[-1] == 3 and images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2).contiguous()
     labels = next((arrays[key].long() for key in LABEL_KEYS if key in arrays), None)
     return RawSamples(images, labels, source=str(path))

@@ -32,13 +32,18 @@ class FolderSuite:
         """``suite.json``. Raises ConfigError when it is missing, damaged or of a newer schema."""
         path = self.folder / "suite.json"
         try:
-            value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            value: object = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: not a readable suite description ({error})") from error
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
         if value.get("schema") != SUPPORTED_SCHEMA:
             raise ConfigError(
                 f"{path}: expected schema {SUPPORTED_SCHEMA}, found {value.get('schema')!r}; update mingle"
             )
+        missing = [key for key in ("name", "backbone", "base", "tasks") if key not in value]
+        if missing:
+            raise ConfigError(f"{path}: does not say {', '.join(map(repr, missing))}")
         return value
 
     @property

