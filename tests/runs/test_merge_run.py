@@ -347,3 +347,31 @@ class TestHead:
         with pytest.raises(CheckpointError, match="expected a tensor 'class_embeddings'"):
             run.add(checkpoint, seeds=images, head=torch.zeros(24))
         assert run.tasks == ()
+
+
+@pytest.mark.parametrize("method", ["mingle", "average"])
+def test_changing_the_model_that_was_taken_out_changes_nothing_else(tmp_path, zoo, images, method):
+    options = OPTIONS if method == "mingle" else {}
+    run = mingle.MergeRun.create(tmp_path / "run", zoo / "base", method=method, options=options)
+    run.add(zoo / "task1", seeds=images)
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = run.model()(pixels).image_embeds
+    taken = run.model()
+    with torch.no_grad():
+        for tensor in (*taken.parameters(), *taken.buffers()):
+            tensor.zero_()
+    assert torch.equal(run.model()(pixels).image_embeds, expected)
+    run.add(zoo / "task2", seeds=images)
+    assert torch.equal(run.model(steps=1)(pixels).image_embeds, expected)
+
+
+def test_folders_that_are_not_named_like_classes_are_just_folders(tmp_path, zoo, images):
+    from PIL import Image
+
+    for number, image in enumerate(images[:8]):
+        folder = tmp_path / "photos" / f"day{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    run = start(tmp_path / "run", zoo)
+    step = run.add(zoo / "task1", seeds=tmp_path / "photos")
+    assert step.report["seeds"]["pool"] == 8

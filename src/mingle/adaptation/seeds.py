@@ -31,7 +31,8 @@ def select_seeds(
         return order[:wanted]
     if classes is None:
         raise SeedsError(
-            "seeds: selection 'label' needs labels and these seeds have none; use 'random' or 'teacher'"
+            "seeds: selection 'label' needs labels and these seeds have none (folders must be named like the "
+            "classes); use 'random' or 'teacher'"
         )
     if len(classes) != pool_size:
         raise SeedsError(f"seeds: expected one label per sample, {pool_size}, found {len(classes)}")

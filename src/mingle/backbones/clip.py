@@ -50,8 +50,8 @@ class Clip(Backbone):
         kind = checkpoint.config.get("model_type")
         if kind not in ("clip", "clip_vision_model"):
             raise CheckpointError(
-                f"{checkpoint.source}: expected a CLIP (model_type 'clip' or 'clip_vision_model' in config.json), "
-                f"found {kind!r}; merge only fine-tunings of the base"
+                f"{checkpoint.source}: expected a CLIP (model_type 'clip' or 'clip_vision_model' in "
+                f"config.json), found {kind!r}; merge only fine-tunings of the base"
             )
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:

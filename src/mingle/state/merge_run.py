@@ -1,5 +1,6 @@
 """A merge that lives in a folder: create it, add checkpoints as they arrive, take the merged model out."""
 
+import copy
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
-from mingle.errors import CheckpointError, MismatchError, SeedsError, TaskExistsError, UnknownNameError
+from mingle.errors import CheckpointError, MismatchError, TaskExistsError, UnknownNameError
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
@@ -54,6 +55,7 @@ class MergeRun:
         family = BACKBONES.get(backbone)()
         checkpoint = family.open(locate(base))
         opened = Base(family, checkpoint)
+        opened.model()  # refuses a base that does not fit its own configuration
         header = {
             "method": method,
             "preset": preset,
@@ -194,9 +196,12 @@ class MergeRun:
         return self._folder.lock(timeout)
 
     def model(self, *, task: str | None = None, steps: int | None = None) -> nn.Module:
-        """The merged model, of the base's class; ``steps`` gives it as it was after that many tasks."""
+        """The merged model, of the base's class; ``steps`` gives it as it was after that many tasks.
+
+        A copy of its own: training or changing it does not touch the run.
+        """
         state = self.state if steps is None else self.state.prefix(steps)
-        return self.method.model(state, task)
+        return copy.deepcopy(self.method.model(state, task))
 
     @torch.no_grad()
     def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -272,13 +277,9 @@ class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
 
 
 def _labels_of_folders(raw: RawSamples, head: Head | None) -> Tensor | None:
-    if raw.label_names is None or head is None:
+    # Folders that are not named like the classes are just folders.
+    if raw.label_names is None or head is None or not set(raw.label_names) <= set(head.classes):
         return None
-    unknown = sorted(set(raw.label_names) - set(head.classes))
-    if unknown:
-        raise SeedsError(
-            f"{raw.source}: folders {', '.join(unknown)} name no class of the task; it has {', '.join(head.classes)}"
-        )
     return torch.tensor([head.classes.index(name) for name in raw.label_names])
 
 

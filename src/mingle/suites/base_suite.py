@@ -102,7 +102,13 @@ def open_suite(source: str | Path) -> FolderSuite:
 def suite_part(source: str) -> tuple[FolderSuite, str] | None:
     """Splits ``suite:part``; None when ``source`` is an ordinary path or hub id. Raises UnknownNameError."""
     suite, colon, part = source.partition(":")
-    if not colon or len(suite) < 2 or not suite.isidentifier() or Path(source).exists():
+    if (
+        not colon
+        or len(suite) < 2
+        or not suite.isidentifier()
+        or part.startswith("//")
+        or Path(source).exists()
+    ):
         return None
     return SUITES.get(suite), part
 
