@@ -155,7 +155,7 @@ PACKAGES = {
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank project_delta svd_of_factors truncated_svd",
-    "weights": "Checkpoint check_against open_checkpoint task_vector",
+    "weights": "Checkpoint check_against check_finite open_checkpoint read_json task_vector",
 }
 
 

@@ -101,7 +101,7 @@ def test_run_and_base_may_move_together(tmp_path, zoo, images):
 def test_another_base_is_refused(tmp_path, zoo, images):
     run = start(tmp_path / "run", zoo)
     run.add(zoo / "task1", seeds=images)
-    with pytest.raises(MismatchError, match="fingerprint"):
+    with pytest.raises(CheckpointError, match=r"not the base of .* expected fingerprint"):
         mingle.MergeRun.open(tmp_path / "run", base=zoo / "task2").model()
 
 

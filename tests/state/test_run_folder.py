@@ -161,7 +161,7 @@ def test_no_legal_name_leaves_its_folder(name):
 
 def test_a_task_is_merged_once(run):
     before = snapshot(run.path)
-    with pytest.raises(TaskExistsError, match="already holds 'task1'"):
+    with pytest.raises(TaskExistsError, match="task 'task1' is already merged"):
         append(run, 1)
     assert snapshot(run.path) == before
 

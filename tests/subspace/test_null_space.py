@@ -259,3 +259,14 @@ def test_zero_gradient_interferes_with_nothing():
 def test_before_any_gradient_the_projector_is_hard():
     basis, step = orthonormal(1, 6, 2), gaussian(2, 1, 6)
     assert (NullSpaceProjector(basis, gamma=5.0).project(step) @ basis).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_invariant_subspace_gives_the_same_bits(dtype):
+    found = []
+    for _ in range(3):
+        moment = SecondMoment(200, augmented=False, dtype=dtype)
+        moment.add(torch.diag(torch.tensor([3.0, 2.0, *[0.0] * 198], dtype=dtype)))
+        found.append(moment.top_directions(3))
+    assert found[0].shape == (200, 2)
+    assert all(torch.equal(found[0], other) for other in found)

@@ -44,8 +44,11 @@ class Backbone(ABC):
         """The model's name for a stored tensor; None for tensors that are not part of the merged model."""
 
     @abstractmethod
-    def check_family(self, checkpoint: Checkpoint) -> None:
-        """Refuses a checkpoint whose configuration names another family. Raises CheckpointError."""
+    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
+        """Refuses a configuration of another family, or one that differs from the base's in what matters.
+
+        A checkpoint without a configuration is taken to have the base's. Raises CheckpointError.
+        """
 
     @abstractmethod
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
@@ -83,8 +86,12 @@ class Backbone(ABC):
         """Hidden width; settings tuned to width 768 are scaled by it."""
 
     @abstractmethod
-    def head(self, checkpoint: Checkpoint, given: Path | Tensor | None = None) -> Head | None:
+    def head(
+        self, checkpoint: Checkpoint, given: Path | Tensor | None = None, *, base: Checkpoint | None = None
+    ) -> Head | None:
         """The classifier ``given`` as a file or a tensor, or else the one beside the checkpoint, if any.
+
+        With ``base`` it is also checked to fit the base's features.
 
         Raises CheckpointError.
         """

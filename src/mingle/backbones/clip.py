@@ -2,15 +2,18 @@
 
 Logits: ``s · cos(f(x), e_c)`` with f the projected image embedding, e_c the embedding of class c and s the
 logit scale (Radford et al. 2021). A checkpoint folder may bring its head as ``head.safetensors`` with
-``class_embeddings`` (C, d) and ``logit_scale`` (), class names from ``id2label`` of its config.
+``class_embeddings`` (C, d) and ``logit_scale`` (), the factor itself (CLIP stores its logarithm). Class names
+are the JSON list ``classes`` in the file's metadata, or else ``id2label`` of the checkpoint's config.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -18,7 +21,7 @@ from torch.nn.functional import normalize
 from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
 from mingle.errors import CheckpointError, SeedsError
 from mingle.layers import LinearGroup
-from mingle.weights import Checkpoint
+from mingle.weights import Checkpoint, read_json
 
 TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -27,11 +30,15 @@ SITES = {
     "light": (*QKV, "mlp.fc1"),
     "light+out": (*QKV, "self_attn.out_proj", "mlp.fc1"),
 }
+DECISIVE = ("num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size")
 DEFAULT_LOGIT_SCALE = 100.0
 
 
 class Clip(Backbone):
-    """CLIPVisionModelWithProjection, from a CLIPModel, a vision tower, or a tower without projection."""
+    """CLIPVisionModelWithProjection, also out of a whole CLIPModel.
+
+    A fine-tuned checkpoint may be a bare CLIPVisionModel: the base's projection is used.
+    """
 
     optional = frozenset({"visual_projection.weight"})
 
@@ -45,33 +52,32 @@ class Clip(Backbone):
             return None
         return stored_name
 
-    def check_family(self, checkpoint: Checkpoint) -> None:
-        """``model_type`` must be ``clip`` or ``clip_vision_model``. Raises CheckpointError."""
+    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
+        """``model_type`` must be a CLIP's; heads, activation, patches and image size those of the base."""
         kind = checkpoint.config.get("model_type")
+        if kind is None and base is not None and not checkpoint.config:
+            return
         if kind not in ("clip", "clip_vision_model"):
             raise CheckpointError(
                 f"{checkpoint.source}: expected a CLIP (model_type 'clip' or 'clip_vision_model' in "
                 f"config.json), found {kind!r}; merge only fine-tunings of the base"
             )
+        if base is None:
+            return
+        found, wanted = _vision_config(checkpoint), _vision_config(base)
+        differing = [name for name in DECISIVE if getattr(found, name) != getattr(wanted, name)]
+        if differing:
+            what = ", ".join(f"{n} {getattr(found, n)!r} (base {getattr(wanted, n)!r})" for n in differing)
+            raise CheckpointError(f"{checkpoint.source}: config.json differs from the base's: {what}")
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The vision tower that ``config.json`` describes. Raises CheckpointError for another family."""
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+        from transformers import CLIPVisionModelWithProjection
 
         self.check_family(checkpoint)
-        values = dict(checkpoint.config)
-        if values["model_type"] == "clip":
-            # The projection is the whole model's; a vision_config often repeats the library's default for it.
-            own = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
-            values = {**(values.get("vision_config") or {}), **own}
-        try:
-            with torch.device("meta"):
-                tower: nn.Module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(values))
-        except Exception as error:  # whatever transformers makes of a wrong value
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{checkpoint.source}: config.json describes no CLIP tower ({reason})"
-            ) from error
+        config = _vision_config(checkpoint)
+        with _described(checkpoint), torch.device("meta"):
+            tower: nn.Module = CLIPVisionModelWithProjection(config)
         return tower
 
     def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:
@@ -97,7 +103,9 @@ class Clip(Backbone):
         """Hidden width of the tower."""
         return model.get_parameter("vision_model.embeddings.class_embedding").numel()
 
-    def head(self, checkpoint: Checkpoint, given: Path | Tensor | None = None) -> Head | None:
+    def head(
+        self, checkpoint: Checkpoint, given: Path | Tensor | None = None, *, base: Checkpoint | None = None
+    ) -> Head | None:
         """Class embeddings (C, d): a tensor, a file, or ``head.safetensors`` beside the checkpoint.
 
         Text embeddings of the class names, say; they are normalised when they are used. Raises
@@ -107,20 +115,14 @@ class Clip(Backbone):
         if given is None and not path.exists():
             return None
         if isinstance(given, Tensor):
-            tensors, where = {"class_embeddings": given}, "head"
-        else:
-            where = str(given or path)
-            tensors = _read_head(Path(where))
-        if "class_embeddings" not in tensors or tensors["class_embeddings"].dim() != 2:
-            raise CheckpointError(f"{where}: expected a tensor 'class_embeddings' (classes × dimension)")
-        labels = checkpoint.config.get("id2label") or {}
-        number = len(tensors["class_embeddings"])
-        if labels and len(labels) != number:
-            raise CheckpointError(
-                f"{where}: {number} class embeddings, but id2label of config.json names {len(labels)} classes"
-            )
-        names = tuple(str(labels.get(str(i), i)) for i in range(number))
-        return Head(names, tensors)
+            return _head("head", {"class_embeddings": given}, None, checkpoint, base)
+        file = given or path
+        try:
+            with safe_open(file, framework="pt") as stored:
+                names = (stored.metadata() or {}).get("classes")
+            return _head(str(file), load_file(file), names, checkpoint, base)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """Projected image embeddings (N, d), not normalised."""
@@ -135,10 +137,10 @@ class Clip(Backbone):
         return factor * normalize(features, dim=-1) @ normalize(classes, dim=-1).mT
 
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
-        """Images to ``pixel_values`` (N, 3, H, W).
+        """Images to ``pixel_values`` (N, 3, H, W). Raises SeedsError.
 
-        A uint8 tensor (N, 3, H, W) of the model's size is only rescaled and normalised; a float tensor of
-        that size is taken as already normalised; a list of PIL images goes through the image processor.
+        Integers 0…255 (N, 3, H, W) of the model's size are only rescaled and normalised; floats are taken
+        as already normalised and refused where they cannot be; PIL images go through the image processor.
         """
         from transformers import CLIPImageProcessorPil
 
@@ -147,24 +149,78 @@ class Clip(Backbone):
         if isinstance(samples, Sequence):
             images = processor(images=list(samples), return_tensors="pt")
             return {"pixel_values": images["pixel_values"]}
-        size = int((base.config.get("vision_config") or base.config)["image_size"])
+        size = int(_vision_config(base).image_size)
         if samples.dim() != 4 or tuple(samples.shape[1:]) != (3, size, size):
             raise SeedsError(
                 f"images: expected a tensor (N, 3, {size}, {size}), found {tuple(samples.shape)}; "
                 "resize them, or pass image files, which are resized for you"
             )
-        if samples.dtype != torch.uint8:
-            return {"pixel_values": samples}
+        if samples.is_floating_point():
+            return {"pixel_values": _normalised(samples)}
+        if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) <= 255:
+            raise SeedsError(
+                f"images: expected integers 0…255, found {int(samples.min())}…{int(samples.max())}"
+            )
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
         return {"pixel_values": (samples.float() / 255 - mean) / std}
 
 
-def _read_head(path: Path) -> dict[str, Tensor]:
+def _normalised(images: Tensor) -> Tensor:
+    if not torch.isfinite(images).all():
+        raise SeedsError("images: expected finite values, found NaN or Inf")
+    if images.numel() and float(images.min()) >= 0:
+        raise SeedsError(
+            "images: floats without a negative value look like pictures that were not normalised; "
+            "pass integers 0…255, or normalise them as the model's preprocessor does"
+        )
+    return images
+
+
+def _head(
+    where: str, tensors: dict[str, Tensor], names: str | None, checkpoint: Checkpoint, base: Checkpoint | None
+) -> Head:
+    """Checks a head; class names from its own metadata (a JSON list), or else from the checkpoint."""
+    embeddings = tensors.get("class_embeddings")
+    if embeddings is None or embeddings.dim() != 2:
+        raise CheckpointError(f"{where}: expected a tensor 'class_embeddings' (classes × dimension)")
+    wide = int(_vision_config(base).projection_dim) if base else embeddings.shape[1]
+    if embeddings.shape[1] != wide or not torch.isfinite(embeddings).all():
+        raise CheckpointError(
+            f"{where}: expected finite class embeddings of dimension {wide}, the model's, "
+            f"found {'×'.join(map(str, embeddings.shape))}"
+        )
+    labels = checkpoint.config.get("id2label") or {}
+    classes = json.loads(names) if names else [labels.get(str(i), str(i)) for i in range(len(embeddings))]
+    known = len(classes) if names else len(labels)
+    if known not in (0, len(embeddings)):
+        source = "its metadata" if names else "id2label of config.json"
+        raise CheckpointError(
+            f"{where}: {len(embeddings)} class embeddings, but {source} names {known} classes"
+        )
+    return Head(tuple(map(str, classes)), tensors)
+
+
+def _vision_config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers
+    from transformers import CLIPVisionConfig
+
+    values = dict(checkpoint.config)
+    if values.get("model_type") == "clip":
+        # The projection is the whole model's; a vision_config often repeats the library's default for it.
+        own = {"projection_dim": values["projection_dim"]} if "projection_dim" in values else {}
+        values = {**(values.get("vision_config") or {}), **own}
+    with _described(checkpoint):
+        return CLIPVisionConfig.from_dict(values)
+
+
+@contextmanager
+def _described(checkpoint: Checkpoint) -> Iterator[None]:
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-    return tensors
+        yield
+    except Exception as error:  # whatever transformers makes of a wrong value
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{checkpoint.source}: config.json describes no CLIP tower ({reason})"
+        ) from error
 
 
 def _norm(block: str, first: str) -> str | None:
@@ -173,19 +229,11 @@ def _norm(block: str, first: str) -> str | None:
 
 
 def _processor_config(base: Checkpoint) -> dict[str, Any]:
-    import json
-
     path = base.folder / "preprocessor_config.json"
-    if not path.exists():
-        size = int((base.config.get("vision_config") or base.config)["image_size"])
-        return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+    if path.exists():
+        return read_json(path)
+    size = int(_vision_config(base).image_size)
+    return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
 
 
 PLUGIN = Clip

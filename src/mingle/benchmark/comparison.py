@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from mingle.backbones import BACKBONES
+from mingle.backbones import BACKBONES, take
 from mingle.benchmark.results_file import RESULTS_SCHEMA
 from mingle.errors import ConfigError
 from mingle.evaluation import Evaluation, ScoredTask, evaluate_run, individual_accuracies, scored_tasks
@@ -21,6 +22,9 @@ from mingle.methods.base_method import Progress, silent
 from mingle.provenance import machine, versions
 from mingle.state import MergeRun
 from mingle.suites import FolderSuite, suite_samples
+
+EXAMPLES = 2
+"""Sample images of each task that the results carry."""
 
 
 @dataclass(frozen=True)
@@ -121,34 +125,44 @@ def _merge(
 
 
 def _examples(
-    suite: FolderSuite, runs: Mapping[str, MergeRun], tests: Mapping[str, ScoredTask], per_task: int = 2
+    suite: FolderSuite, runs: Mapping[str, MergeRun], tests: Mapping[str, ScoredTask]
 ) -> list[dict[str, Any]]:
     """A few test images of every task with what each contender's final model says."""
+    heads = {step.task: step.head for step in next(iter(runs.values())).state.steps if step.head is not None}
+    said = {label: _final_predictions(run, tests) for label, run in runs.items()}
     examples: list[dict[str, Any]] = []
     for task, test in tests.items():
-        places = [len(test.labels) * (2 * i + 1) // (2 * per_task) for i in range(per_task)]
         images, _ = suite.test(task)
-        stride = len(images) / len(test.labels)
-        found: dict[str, list[int]] = {}
-        classes: tuple[str, ...] = ()
-        for label, run in runs.items():
-            head = run.state.step(task).head
-            if head is None:
-                continue
-            classes = head.classes
-            model = run.model(task=task if run.method.needs_task else None)
-            batch = {name: tensor[places] for name, tensor in test.batch.items()}
-            found[label] = predictions(run.backbone, model, head, batch).tolist()
-        for number, place in enumerate(places):
+        for number, place in enumerate(_places(test)):
+            shown = {label: found[task][number] for label, found in said.items()}
+            truth = int(test.labels[place])
             examples.append(
                 {
                     "task": task,
-                    "image": _png(images[int(place * stride)]),
-                    "truth": classes[int(test.labels[place])],
-                    "predictions": {label: classes[row[number]] for label, row in found.items()},
+                    "image": _png(images[place * len(images) // len(test.labels)]),
+                    "truth": heads[task].classes[truth],
+                    "predictions": shown,
                 }
             )
     return examples
+
+
+def _final_predictions(run: MergeRun, tests: Mapping[str, ScoredTask]) -> dict[str, list[str]]:
+    state, method = run.state, run.method
+    shared = None if method.needs_task else method.model(state)
+    found: dict[str, list[str]] = {}
+    for step in state.steps:
+        if step.head is None:
+            continue
+        model = method.model(state, step.task) if shared is None else shared
+        batch = take(tests[step.task].batch, torch.tensor(_places(tests[step.task])))
+        guesses = predictions(run.backbone, model, step.head, batch).tolist()
+        found[step.task] = [step.head.classes[guess] for guess in guesses]
+    return found
+
+
+def _places(test: ScoredTask) -> list[int]:
+    return [len(test.labels) * (2 * i + 1) // (2 * EXAMPLES) for i in range(EXAMPLES)]
 
 
 def _png(image: Tensor) -> str:

@@ -31,6 +31,9 @@ def main_with(app: typer.Typer) -> None:
     except MingleError as error:
         typer.echo(f"mingle: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except OSError as error:
+        typer.echo(f"mingle: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("mingle: interrupted; what was merged before is unchanged", err=True)
         sys.exit(130)
@@ -60,6 +63,8 @@ def show(value: Mapping[str, Any] | list[Any], text: str, *, as_json: bool) -> N
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     """Options with the values that were used, wrapped to the width of a terminal."""
+    if not settings:
+        return "settings: none"
     text = "settings: " + ", ".join(f"{name} {value}" for name, value in settings.items())
     return textwrap.fill(text, 100, subsequent_indent="  ")
 

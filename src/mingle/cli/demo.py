@@ -26,6 +26,7 @@ def demo(
 
     chosen = open_suite(suite)
     out.mkdir(parents=True, exist_ok=True)
+    _remove_runs(out / "runs")
     with progress_bar() as progress:
         results = compare(
             chosen,
@@ -58,6 +59,18 @@ def report(
     write_report(stored, target)
     typer.echo(markdown(stored))
     typer.echo(f"\n{target}")
+
+
+def _remove_runs(folder: Path) -> None:
+    """Makes room for a new demo; only what an earlier demo left is removed."""
+    import shutil
+
+    from mingle.errors import ConfigError
+
+    for path in folder.iterdir() if folder.exists() else ():
+        if not (path / "mingle.json").exists():
+            raise ConfigError(f"{path}: not a run of an earlier demo; choose another folder with --out")
+        shutil.rmtree(path)
 
 
 def _command(suite: str, samples: int, seed: int) -> str:

@@ -73,7 +73,12 @@ def _scores(result: dict[str, Any]) -> str:
         if result["metrics"][key] is not None
     )
     return "\n".join(
-        [*lines, "", "   ".join(scores), f"{result['label']}, {settings_text(result['settings'])}"]
+        [
+            *lines,
+            "",
+            "   ".join(scores),
+            f"{result['method']} (preset {result['preset']}), {settings_text(result['settings'])}",
+        ]
     )
 
 

@@ -71,12 +71,12 @@ def log(run: RunFolder, json: Json = False) -> None:
     opened = MergeRun.open(run)
     steps = [opened.info(task) for task in opened.tasks]
     entries = [
-        {"step": number, "task": info["task"], "seconds": info["seconds"], "checkpoint": info["checkpoint"]}
+        {"step": number, **{key: info[key] for key in ("task", "created", "seconds", "checkpoint")}}
         for number, info in enumerate(steps, start=1)
     ]
     lines = [
-        f"{e['step']:>3}  {e['task']:<24} {e['seconds']:>7.1f} s  {e['checkpoint']['fingerprint'][:12]}  "
-        f"{e['checkpoint']['source']}"
+        f"{e['step']:>3}  {e['task']:<24} {e['created']}  {e['seconds']:>7.1f} s  "
+        f"{e['checkpoint']['fingerprint'][:12]}  {e['checkpoint']['source']}"
         for e in entries
     ]
     show(entries, "\n".join(lines) or f"{run}: nothing merged yet", as_json=json)

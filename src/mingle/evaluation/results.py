@@ -18,6 +18,7 @@ from mingle.methods import Base
 from mingle.methods.base_method import Progress, silent
 from mingle.state import MergeRun
 from mingle.suites import FolderSuite
+from mingle.weights import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ def individual_accuracies(
     for task, test in tests.items():
         checkpoint = base.backbone.open(suite.checkpoint(task))
         model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
-        found[task] = accuracy(
-            base.backbone, model, _require_head(base, checkpoint.source, suite, task), test
-        )
+        found[task] = accuracy(base.backbone, model, _require_head(base, checkpoint, task), test)
         progress("scoring individual models", len(found), len(tests))
     return found
 
@@ -115,7 +114,8 @@ def _without_seeds(
     missing = [task for task in run.tasks if task not in tests]
     if missing:
         raise ConfigError(
-            f"{run.path}: no test samples for {', '.join(missing)}; the suite has {', '.join(tests)}"
+            f"{run.path}: no test samples for {', '.join(missing)}; the suite has {', '.join(tests)}; "
+            "name tasks as the suite does"
         )
     if run.method.scored_seeds:
         return {task: tests[task] for task in run.tasks}
@@ -152,8 +152,8 @@ def _energy(tasks: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def _require_head(base: Base, source: str, suite: FolderSuite, task: str) -> Head:
-    head = base.backbone.head(base.backbone.open(suite.checkpoint(task)))
+def _require_head(base: Base, checkpoint: Checkpoint, task: str) -> Head:
+    head = base.backbone.head(checkpoint, base=base.checkpoint)
     if head is None:
-        raise ConfigError(f"{source}: the suite's checkpoint of {task!r} has no class head")
+        raise ConfigError(f"{checkpoint.source}: the suite's checkpoint of {task!r} has no class head")
     return head

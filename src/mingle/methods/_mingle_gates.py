@@ -106,9 +106,12 @@ def choose_seeds(
         features = torch.cat([_forward(base, teacher, part)() for part in _chunks(batch)])
         return base.backbone.classify(features, head)
 
-    chosen = replay.seeds
+    chosen, said = replay.seeds, None
     if chosen is None:
-        classes = teach(pool.batch).argmax(-1) if options.seeds == "teacher" else pool.labels
+        classes = pool.labels
+        if options.seeds == "teacher":
+            said = teach(pool.batch)
+            classes = said.argmax(-1)
         wanted = options.seeds_per_class * len(head.classes)
         chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=classes)
     batch = take(pool.batch, chosen)
@@ -119,7 +122,7 @@ def choose_seeds(
         "pool": count(pool.batch),
         "ids": [pool.ids[i] for i in chosen.tolist()] if pool.ids else [],
     }
-    return Seeds(batch, teach(batch), head, report)
+    return Seeds(batch, teach(batch) if said is None else said[chosen], head, report)
 
 
 def _distillation(

@@ -123,7 +123,8 @@ def require_seeds(arrival: Arrival) -> tuple[SeedPool, Head]:
         )
     if arrival.head is None:
         raise CheckpointError(
-            f"{arrival.checkpoint.source}: no class head found; put head.safetensors beside the checkpoint"
+            f"{arrival.checkpoint.source}: no class head found; put head.safetensors (class_embeddings, "
+            "classes × dimension) beside the checkpoint, or pass head= (--head)"
         )
     return arrival.seeds, arrival.head
 

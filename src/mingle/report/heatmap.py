@@ -115,7 +115,7 @@ def _mean(gates: Mapping[str, Any]) -> Image:
 
 def _number(value: float) -> str:
     """Two decimals at most; what rounds to zero stays a plain 0."""
-    text = f"{value:.2f}".replace("0.", ".").replace("-", "−")
+    text = re.sub(r"^(-?)0\.", r"\1.", f"{value:.2f}").replace("-", "−")
     return "0" if text in (".00", "−.00") else text
 
 

@@ -16,7 +16,7 @@ from mingle.report.canvas import THEME, series_colours, themed
 from mingle.report.formats import percent
 from mingle.report.headline import headline, lead, ranking, standard_error
 from mingle.report.reading import Results, Row, check, merges, with_part
-from mingle.report.table import DEFINITIONS, columns, lines, notes
+from mingle.report.table import COLUMNS, DEFINITIONS, lines, notes
 
 _HERE = Path(__file__).parent
 
@@ -62,7 +62,7 @@ def _context(results: Results) -> dict[str, Any]:
         "created": results.get("created"),
         "headline": _unbroken(headline(results)),
         "lead": [_unbroken(sentence) for sentence in lead(results)],
-        "columns": columns(),
+        "columns": COLUMNS,
         "lines": table,
         "ranked": sorted(table, key=lambda line: line.cells[0].value or 0.0, reverse=True),
         "colours": colours,

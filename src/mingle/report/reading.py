@@ -16,6 +16,7 @@ SCHEMA = 1
 
 _BASE = "pretrained"
 _REQUIRED = ("suite", "order", "individual", "rows")
+_ROW = ("label", "method", "one_model", "matrix", "metrics")
 
 
 def check(results: Results) -> None:
@@ -26,6 +27,9 @@ def check(results: Results) -> None:
             "make the report with the version of mingle that wrote the results"
         )
     missing = [key for key in _REQUIRED if key not in results]
+    missing += [
+        f"rows[{i}].{key}" for i, row in enumerate(results.get("rows", ())) for key in _ROW if key not in row
+    ]
     if missing:
         raise ConfigError(f"results: {', '.join(missing)} missing; the file is not complete")
 
@@ -51,9 +55,7 @@ def with_part(results: Results, part: str) -> list[Row]:
 
 
 def base_accuracies(results: Results) -> list[float] | None:
-    """Accuracy of the base on every task, from its own entry or from its row; None without either."""
-    if results.get("base"):
-        return list(results["base"])
+    """Accuracy of the base on every task, from its row; None without one."""
     return next((list(row["matrix"][-1]) for row in results["rows"] if row["method"] == _BASE), None)
 
 

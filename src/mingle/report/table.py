@@ -68,6 +68,8 @@ DEFINITIONS = (
     ("MB on disk", "10^6 bytes that the method keeps at the end."),
 )
 
+_SHOWN = ("rank", "lr", "steps", "projection", "gate_reduction", "gate_bias", "acts_on", "seeds", "scale")
+
 _NOTES = (
     (
         "gate_reduction",
@@ -77,11 +79,6 @@ _NOTES = (
     ("seeds", "label", "seed samples were balanced by their true labels"),
     ("seed_pool", "scored", "seed samples may be among the scored ones"),
 )
-
-
-def columns() -> tuple[Column, ...]:
-    """The columns of numbers, from left to right; the method's label stands before them."""
-    return COLUMNS
 
 
 def lines(results: Results) -> list[Line]:
@@ -105,6 +102,27 @@ def notes(results: Results) -> list[str]:
     return found
 
 
+def title(results: Results) -> str:
+    """Suite, number of tasks, and how much of each test set was scored."""
+    scored, whole = results.get("samples_per_task"), results.get("test_samples")
+    what = f"{results['suite']}: {formats.counted(len(results['order']), 'task')}"
+    if not scored:
+        return what
+    share = f"a fixed {scored} of up to {whole}" if whole and scored < whole else f"up to {scored}"
+    return f"{what}, {share} test samples each"
+
+
+def values_used(results: Results) -> list[str]:
+    """Preset and main settings of every merge that has any."""
+    found = []
+    for row in merges(results):
+        settings = row.get("settings") or {}
+        said = [f"{name} {settings[name]}" for name in _SHOWN if name in settings]
+        if said:
+            found.append(f"{row['label']}: preset {row.get('preset')}, {', '.join(said)}")
+    return found
+
+
 def markdown(results: Results) -> str:
     """The table in Markdown, with what its columns mean beneath. Bounds are in italics."""
     check(results)
@@ -115,7 +133,7 @@ def markdown(results: Results) -> str:
         cells = [f"**{cell.text}**" if cell.best else cell.text for cell in line.cells]
         body.append("| " + " | ".join([f"*{label}*" if line.bound else label, *cells]) + " |")
     remarks = ["*Italic*: not merged models but what they are measured against. **Bold**: best merge."]
-    remarks += [_plain(note) for note in notes(results)]
+    remarks += [_plain(note) for note in [f"{title(results)}.", *notes(results), *values_used(results)]]
     meaning = [f"- {name}: {text}" for name, text in DEFINITIONS]
     return "\n".join([*body, "", *(f"{remark}  " for remark in remarks), "", *meaning])
 
@@ -123,19 +141,22 @@ def markdown(results: Results) -> str:
 def terminal(results: Results) -> Table:
     """The table for a terminal; base and individual models are set apart from the merges."""
     check(results)
-    remarks = [*notes(results), *(f"{name}: {text}" for name, text in DEFINITIONS)]
+    shown = [column for column in COLUMNS if column.key != "fwt"]  # eighty characters are not enough for all
+    meaning = (f"{name}: {text}" for name, text in DEFINITIONS if name != "FWT")
+    remarks = [*notes(results), *values_used(results), *meaning]
     table = Table(
-        title=Text(f"{results['suite']}: {len(results['order'])} tasks"),
+        title=Text(title(results)),
         caption=Text("\n".join(remarks)),
         caption_justify="left",
     )
-    table.add_column("method")
-    for column in COLUMNS:
+    table.add_column("method", no_wrap=True, min_width=max(len(row["label"]) for row in results["rows"]))
+    for column in shown:
         table.add_column(column.title, justify="right")
     found = lines(results)
     for i, line in enumerate(found):
         style = "dim" if line.bound else ""
-        cells = [Text(cell.text, "bold" if cell.best else style) for cell in line.cells]
+        kept = (cell for cell, column in zip(line.cells, COLUMNS, strict=True) if column in shown)
+        cells = [Text(cell.text, "bold" if cell.best else style) for cell in kept]
         last_bound = line.bound and i + 1 < len(found) and not found[i + 1].bound
         table.add_row(Text(line.label, style), *cells, end_section=last_bound)
     return table

@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
-from mingle.errors import CheckpointError, MismatchError, TaskExistsError, UnknownNameError
+from mingle.errors import CheckpointError, UnknownNameError
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
 from mingle.state.run_folder import RunFolder
+from mingle.state.stored_step import append_step, read_step
 from mingle.suites import RawSamples, load_samples, locate
-from mingle.weights import Checkpoint, check_against
+from mingle.weights import check_against, check_finite
 
-HEAD = "head"
+POOL_LIMIT = 1000
+"""Seeds are drawn from at most this many samples of a source, chosen at random before they are read."""
+
+PREDICT_BATCH = 64
 
 
 class MergeRun:
@@ -55,6 +59,7 @@ class MergeRun:
         family = BACKBONES.get(backbone)()
         checkpoint = family.open(locate(base))
         opened = Base(family, checkpoint)
+        check_finite(checkpoint)
         opened.model()  # refuses a base that does not fit its own configuration
         header = {
             "method": method,
@@ -113,22 +118,20 @@ class MergeRun:
             checkpoint = self.backbone.open(locate(source))
         except CheckpointError as error:
             raise CheckpointError(
-                f"base of {self.path}: {error}; if it has moved, say where it is now"
+                f"base of {self.path}: {error}; if it has moved, pass base= (--base) with where it is now"
             ) from error
         if checkpoint.fingerprint != stored["fingerprint"]:
-            raise MismatchError(
-                str(source),
-                [
-                    f"fingerprint {checkpoint.fingerprint[:12]}…, the run was started from "
-                    f"{stored['fingerprint'][:12]}… ({stored['source']})"
-                ],
+            raise CheckpointError(
+                f"{source}: not the base of {self.path}: expected fingerprint {stored['fingerprint'][:12]} "
+                f"({stored['source']}), found {checkpoint.fingerprint[:12]}; "
+                "pass base= (--base) with the base that the run was started from"
             )
         return Base(self.backbone, checkpoint)
 
     @property
     def state(self) -> State:
         """The state of the method; tensors of a step are read, and checked, when they are asked for."""
-        return State(self.base, tuple(self._step(index) for index in range(len(self.tasks))))
+        return State(self.base, tuple(read_step(self._folder, index) for index in range(len(self.tasks))))
 
     def add(
         self,
@@ -144,33 +147,26 @@ class MergeRun:
         """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
 
         ``checkpoint``: folder, file, hub id or ``suite:task``. ``seeds``: unlabelled samples, or where they
-        are. ``labels`` only for seed selection ``label``; ``head`` (class
-        embeddings, or a file of them) only if the checkpoint brings none.
+        are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them)
+        only if the checkpoint brings none.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
         task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
-        with self.lock():
-            if task in self.tasks:
-                raise TaskExistsError(f"{self.path}: task {task!r} is already merged; give it another name")
+        # Whatever mode the caller is in: gates are adapted with gradients.
+        with self.lock(), torch.inference_mode(False), torch.enable_grad():
+            self._folder.check_addition(task)
             opened = self.backbone.open(locate(checkpoint))
-            if opened.config:
-                self.backbone.check_family(opened)
+            self.backbone.check_family(opened, self.base.checkpoint)
             check_against(self.base.checkpoint, opened, self.backbone.optional)
             if not isinstance(head, Head):
                 given = Path(head) if isinstance(head, str) else head
-                head = self.backbone.head(opened, given)
-            arrival = Arrival(
-                task,
-                opened,
-                head,
-                self._pool(seeds, labels, head),
-                seed=self.header["seed"],
-                replay=replay,
-            )
+                head = self.backbone.head(opened, given, base=self.base.checkpoint)
+            pool = self._pool(seeds, labels, head)
+            arrival = Arrival(task, opened, head, pool, seed=self.header["seed"], replay=replay)
             started = time.perf_counter()
             step = self.method.update(self.state, arrival, progress).steps[-1]
             seconds = time.perf_counter() - started
-            self._commit(step, opened, seconds)
+            self._folder = append_step(self._folder, step, opened, seconds)
         return step
 
     def undo(self) -> str:
@@ -205,7 +201,10 @@ class MergeRun:
 
     @torch.no_grad()
     def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:
-        """Class probabilities (N, C) of samples under a task's head, and its class names."""
+        """Class probabilities (N, C) of samples under a task's head, and its class names.
+
+        Samples pass through the model in batches of 64; only with batch gates the result depends on it.
+        """
         self._require(task)
         state = self.state
         head = state.step(task).head
@@ -214,9 +213,11 @@ class MergeRun:
                 f"{self.path}: task {task!r} was added without a class head; nothing to predict with"
             )
         model = self.method.model(state, task if self.method.needs_task else None)
-        batch = self.backbone.prepare(load_samples(samples).samples, self.base.checkpoint)
-        logits = self.backbone.classify(self.backbone.features(model, batch), head)
-        return logits.softmax(-1), head.classes
+        raw = load_samples(samples).samples
+        parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
+        batches = (self.backbone.prepare(part, self.base.checkpoint) for part in parts)
+        logits = [self.backbone.classify(self.backbone.features(model, batch), head) for batch in batches]
+        return torch.cat(logits).softmax(-1), head.classes
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:
@@ -227,53 +228,12 @@ class MergeRun:
     ) -> SeedPool | None:
         if seeds is None or not self.method.needs_seeds:
             return None
-        raw = load_samples(seeds, scored=self.method.scored_seeds)
+        raw = load_samples(seeds, scored=self.method.scored_seeds, limit=POOL_LIMIT, seed=self.header["seed"])
         batch = self.backbone.prepare(raw.samples, self.base.checkpoint)
-        found = raw.labels if labels is None else labels
+        found = raw.labels if labels is None else torch.as_tensor(labels)
         if found is None:
             found = _labels_of_folders(raw, head)
         return SeedPool(batch, found, raw.ids(), raw.source)
-
-    def _commit(self, step: Step, checkpoint: Checkpoint, seconds: float) -> None:
-        tensors: dict[str, Mapping[str, Tensor]] = {k: v for k, v in step.tensors.items() if v}
-        if step.head is not None:
-            tensors[HEAD] = step.head.tensors
-        info = {
-            "task": step.task,
-            "classes": list(step.head.classes) if step.head else None,
-            "checkpoint": {"source": checkpoint.source, "fingerprint": checkpoint.fingerprint},
-            "versions": versions(),
-            "seconds": seconds,
-            "report": step.report,
-        }
-        self._folder = self._folder.append(step.task, tensors, info)
-
-    def _step(self, index: int) -> Step:
-        info = self._folder.info(index)
-        head = None
-        if info["classes"] is not None:
-            head = Head(tuple(info["classes"]), self._folder.read(index, HEAD))
-        return Step(info["task"], StoredTensors(self._folder, index), head, info["report"])
-
-
-class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
-    """The tensors of a stored step by file stem, read on first use. A stem without a file is empty."""
-
-    def __init__(self, folder: RunFolder, index: int) -> None:
-        self._folder, self._index = folder, index
-        self._read: dict[str, dict[str, Tensor]] = {}
-
-    def __getitem__(self, stem: str) -> Mapping[str, Tensor]:
-        if stem not in self._read:
-            known = stem in self._folder.stems(self._index)
-            self._read[stem] = self._folder.read(self._index, stem) if known else {}
-        return self._read[stem]
-
-    def __iter__(self) -> Iterator[str]:
-        return (stem for stem in self._folder.stems(self._index) if stem != HEAD)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
 
 
 def _labels_of_folders(raw: RawSamples, head: Head | None) -> Tensor | None:

@@ -115,17 +115,12 @@ class RunFolder:
             TaskExistsError: the run holds a step of that name.
             RunLockedError: another process is writing.
             RunDamagedError: a file of an earlier step is missing or truncated.
-            RunError: a name or value that cannot be stored, a run that changed since it was opened, or a
-                disk that is full or fails.
+            RunError: what cannot be stored, a run that changed since it was opened, a disk that fails.
 
         """
-        check_name(name, "task name")
+        self.check_addition(name)
         for stem in tensors:
             check_name(stem, f"name of the tensor file of step {name!r}")
-        if name in [step.name for step in self.manifest.steps]:
-            raise TaskExistsError(
-                f"{self.path}: already holds {name!r}; choose another name, or undo up to it"
-            )
         step_json = readable_json(dict(info), f"info of step {name!r}")
         shown = plain_json(summary or {}, f"summary of step {name!r}")
         with self.lock(), explained(self.path, f"add step {name!r}"):
@@ -138,6 +133,13 @@ class RunFolder:
                 self._remove_leftovers()
                 raise
             return self._commit(self.manifest.with_step(name, shown, files))
+
+    def check_addition(self, name: str) -> None:
+        """Refuse what `append` would, before the work of making a step; raises as it does."""
+        check_name(name, "task name")
+        if name in [step.name for step in self.manifest.steps]:
+            raise TaskExistsError(f"{self.path}: task {name!r} is already merged; choose another name")
+        self._check_unchanged()
 
     def undo(self) -> tuple["RunFolder", StepEntry]:
         """Drop the last step; returns the run without it, and its entry.
@@ -293,7 +295,6 @@ def _require_vacant(folder: Path) -> None:
     if (folder / MANIFEST_FILE).exists():
         raise RunError(f"{folder}: already holds a run; open it, or choose another folder")
     # Hidden files of ours: an interrupted create may be tried again.
-    if folder.exists() and not (
-        folder.is_dir() and all(item.name.startswith(".mingle.") for item in folder.iterdir())
-    ):
+    ours = folder.is_dir() and all(item.name.startswith(".mingle.") for item in folder.iterdir())
+    if folder.exists() and not ours:
         raise RunError(f"{folder}: expected a new or empty folder, found other files; choose another folder")

@@ -1,8 +1,10 @@
 """Samples from image folders, array files, suites or memory, with a hash for each."""
 
 import hashlib
+import random
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +34,16 @@ class RawSamples:
     label_names: tuple[str, ...] | None = None
     source: str = "memory"
 
+    def take(self, index: list[int]) -> "RawSamples":
+        """The chosen samples."""
+        samples = (
+            self.samples[index] if isinstance(self.samples, Tensor) else [self.samples[i] for i in index]
+        )
+        names = None if self.label_names is None else tuple(self.label_names[i] for i in index)
+        return RawSamples(samples, None if self.labels is None else self.labels[index], names, self.source)
+
     def ids(self) -> tuple[str, ...]:
-        """A short content hash of every sample: the same image is recognised wherever it comes from."""
+        """A short content hash of every sample: the same pixels are recognised wherever they come from."""
         return tuple(hashlib.sha256(_raw(sample)).hexdigest()[:16] for sample in self.samples)
 
 
@@ -45,30 +55,40 @@ def suite_samples(suite: FolderSuite, task: str, *, scored: bool = False) -> Raw
     )
 
 
-def load_samples(source: str | Path | Samples | RawSamples, *, scored: bool = False) -> RawSamples:
+def load_samples(
+    source: str | Path | Samples | RawSamples,
+    *,
+    scored: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> RawSamples:
     """Reads ``suite:task``, a folder of images, a ``.safetensors`` or ``.npz`` file, or takes what is given.
 
     ``scored`` takes a suite's labelled test images instead of its unlabelled seeds (the paper's protocol).
     A folder whose images lie in one subfolder per class brings class names; array files may bring labels.
+    ``limit``: of more samples than that, a random choice by ``seed``; files are chosen before they are read.
     Raises SeedsError.
     """
-    if isinstance(source, RawSamples):
-        return _not_empty(source)
+    if isinstance(source, str | Path) and Path(source).expanduser().is_dir():
+        return _not_empty(_image_folder(Path(source).expanduser(), limit, seed))
+    found = _not_empty(source if isinstance(source, RawSamples) else _load(source, scored=scored))
+    chosen = _choice(len(found.samples), limit, seed)
+    return found if chosen is None else found.take(chosen)
+
+
+def _load(source: str | Path | Samples, *, scored: bool) -> RawSamples:
     if not isinstance(source, str | Path):
-        samples = source if isinstance(source, Tensor) else list(source)
-        return _not_empty(RawSamples(samples))
+        return RawSamples(_in_memory(source))
     part = suite_part(str(source))
     if part is not None:
         return suite_samples(*part, scored=scored)
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _not_empty(_image_folder(path))
     if not path.exists():
         raise SeedsError(
             f"{source}: no such file or folder; expected images, .safetensors, .npz or suite:task"
         )
     if path.suffix in (".safetensors", ".npz"):
-        return _not_empty(_array_file(path))
+        return _array_file(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return RawSamples([open_image(path)], source=str(path))
     raise SeedsError(
@@ -85,8 +105,38 @@ def open_image(path: Path) -> Image.Image:
         raise SeedsError(f"{path}: not a readable image ({error})") from error
 
 
-def _image_folder(folder: Path) -> RawSamples:
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
+def _in_memory(samples: object) -> Samples:
+    if isinstance(samples, np.ndarray):
+        samples = torch.from_numpy(samples)
+    if isinstance(samples, Tensor):
+        return samples
+    items = [samples] if isinstance(samples, Image.Image) else samples
+    if isinstance(items, Sequence):
+        images = [open_image(Path(item)) if isinstance(item, str | Path) else item for item in items]
+        if all(isinstance(image, Image.Image) for image in images):
+            return images
+    raise SeedsError(
+        f"samples: expected a tensor, an array, or a list of images or files, found {type(samples).__name__}"
+    )
+
+
+def _choice(count: int, limit: int | None, seed: int) -> list[int] | None:
+    if limit is None or count <= limit:
+        return None
+    return sorted(random.Random(seed).sample(range(count), limit))
+
+
+def _image_folder(folder: Path, limit: int | None, seed: int) -> RawSamples:
+    files = sorted(
+        f
+        for f in folder.rglob("*")
+        if f.suffix.lower() in IMAGE_SUFFIXES
+        and f.is_file()
+        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
+    )
+    chosen = _choice(len(files), limit, seed)
+    if chosen is not None:
+        files = [files[i] for i in chosen]
     nested = bool(files) and all(f.parent.parent == folder for f in files)
     names = tuple(f.parent.name for f in files) if nested else None
     return RawSamples([open_image(f) for f in files], label_names=names, source=str(folder))
@@ -124,6 +174,6 @@ def _not_empty(samples: RawSamples) -> RawSamples:
 
 def _raw(sample: Tensor | Image.Image) -> bytes:
     if isinstance(sample, Tensor):
-        return sample.contiguous().numpy().tobytes()
+        return bytes(sample.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     pixels = np.asarray(sample.convert("RGB"))
     return pixels.transpose(2, 0, 1).tobytes()

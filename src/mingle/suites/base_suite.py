@@ -87,6 +87,11 @@ class FolderSuite:
             data: dict[str, Tensor] = load_file(path)
         except (SafetensorError, OSError) as error:
             raise ConfigError(f"{path}: data of task {task!r} not readable ({error})") from error
+        missing = [key for key in ("test_images", "test_labels", "seed_images") if key not in data]
+        if missing:
+            raise ConfigError(
+                f"{path}: no tensor {', '.join(map(repr, missing))}; found {', '.join(sorted(data))}"
+            )
         return data
 
 

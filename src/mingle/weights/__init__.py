@@ -1,6 +1,6 @@
 """What arrives: checkpoints read lazily, and their difference to the base."""
 
-from mingle.weights.checkpoint import Checkpoint, open_checkpoint
-from mingle.weights.task_vector import check_against, task_vector
+from mingle.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from mingle.weights.task_vector import check_against, check_finite, task_vector
 
-__all__ = ["Checkpoint", "check_against", "open_checkpoint", "task_vector"]
+__all__ = ["Checkpoint", "check_against", "check_finite", "open_checkpoint", "read_json", "task_vector"]

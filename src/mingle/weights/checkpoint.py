@@ -127,7 +127,7 @@ def _weight_files(path: Path) -> list[Path]:
         return [path]
     index = path / "model.safetensors.index.json"
     if index.exists():
-        weight_map = _json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{index}: expected an object 'weight_map' that names the shards")
         names = sorted({str(name) for name in weight_map.values()})
@@ -174,10 +174,11 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return _json(path) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object beside a checkpoint. Raises CheckpointError."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

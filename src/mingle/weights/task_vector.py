@@ -1,19 +1,24 @@
 """The difference between a checkpoint and its base, and the check that it has one."""
 
+import math
 from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
-from mingle.errors import MismatchError
+from mingle.errors import CheckpointError, MismatchError
 from mingle.weights.checkpoint import DTYPES, Checkpoint
+
+MIN_SIMILARITY = 0.5
+"""Smallest cosine between a checkpoint's matrices and its base's."""
 
 
 def check_against(base: Checkpoint, checkpoint: Checkpoint, optional: Collection[str] = ()) -> None:
     """Compares names, shapes, dtypes and finiteness with the base before anything is computed.
 
     ``optional`` tensors may be missing (the base's are used). Raises MismatchError with one line for
-    EVERY mismatch: missing, unexpected, both shapes, dtype, non-finite values.
+    EVERY mismatch: missing, unexpected, both shapes, dtype, non-finite values – and, where there is none,
+    a checkpoint of the base's shapes that does not resemble it, as one of another base.
     """
     problems = [
         f"{name}: missing (base has {_shape(base, name)})"
@@ -22,8 +27,33 @@ def check_against(base: Checkpoint, checkpoint: Checkpoint, optional: Collection
     ]
     for name in checkpoint.names():
         problems.extend(_tensor_problems(base, checkpoint, name))
+    if not problems:
+        problems.extend(_origin_problems(base, checkpoint))
     if problems:
         raise MismatchError(checkpoint.source, problems)
+
+
+def check_finite(base: Checkpoint) -> None:
+    """Refuses a base with NaN, Inf or a dtype that is not a float. Raises CheckpointError, one line."""
+    problems = [problem for name in base.names() for problem in _tensor_problems(base, base, name)]
+    if problems:
+        raise CheckpointError(f"{base.source}: not usable as a base: {'; '.join(problems)}")
+
+
+def _origin_problems(base: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:
+    # Two trainings from different random starts are almost orthogonal; fine-tuning stays close to its base.
+    dot, ours, theirs = 0.0, 0.0, 0.0
+    for name in checkpoint.names():
+        if len(checkpoint.entries[name].shape) > 1:
+            origin, tuned = base.tensor(name, torch.float64), checkpoint.tensor(name, torch.float64)
+            dot += float((origin * tuned).sum())
+            ours, theirs = ours + float(origin.square().sum()), theirs + float(tuned.square().sum())
+    similarity = dot / math.sqrt(ours * theirs) if ours * theirs else 1.0
+    if similarity < MIN_SIMILARITY:
+        yield (
+            f"all matrices together: cosine {similarity:.2f} to the base, expected at least "
+            f"{MIN_SIMILARITY}; it was fine-tuned from another base"
+        )
 
 
 def _tensor_problems(base: Checkpoint, checkpoint: Checkpoint, name: str) -> Iterator[str]:

@@ -1,0 +1,61 @@
+"""Steps of a method as they lie in a run folder."""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from torch import Tensor
+
+from mingle.backbones import Head
+from mingle.methods import Step
+from mingle.provenance import machine, versions
+from mingle.state.run_folder import RunFolder
+from mingle.weights import Checkpoint
+
+HEAD = "head"
+
+
+class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
+    """The tensors of a stored step by file stem, read on first use. A stem without a file is empty."""
+
+    def __init__(self, folder: RunFolder, index: int) -> None:
+        self._folder, self._index = folder, index
+        self._read: dict[str, dict[str, Tensor]] = {}
+
+    def __getitem__(self, stem: str) -> Mapping[str, Tensor]:
+        if stem not in self._read:
+            known = stem in self._folder.stems(self._index)
+            self._read[stem] = self._folder.read(self._index, stem) if known else {}
+        return self._read[stem]
+
+    def __iter__(self) -> Iterator[str]:
+        return (stem for stem in self._folder.stems(self._index) if stem != HEAD)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def read_step(folder: RunFolder, index: int) -> Step:
+    """The step at ``index``; its tensors are read, and checked, when they are asked for."""
+    info = folder.info(index)
+    head = None
+    if info["classes"] is not None:
+        head = Head(tuple(info["classes"]), folder.read(index, HEAD))
+    return Step(info["task"], StoredTensors(folder, index), head, info["report"])
+
+
+def append_step(folder: RunFolder, step: Step, checkpoint: Checkpoint, seconds: float) -> RunFolder:
+    """Commits a step with what it was made from, when, where and with what. Raises RunError."""
+    tensors: dict[str, Mapping[str, Tensor]] = {stem: found for stem, found in step.tensors.items() if found}
+    if step.head is not None:
+        tensors[HEAD] = step.head.tensors
+    info = {
+        "task": step.task,
+        "classes": list(step.head.classes) if step.head else None,
+        "checkpoint": {"source": checkpoint.source, "fingerprint": checkpoint.fingerprint},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "seconds": seconds,
+        "report": step.report,
+    }
+    return folder.append(step.task, tensors, info)
