@@ -20,7 +20,7 @@ from augment import compose, erase, normalise
 from common import generator, load_bag, parser, tasks_file, timed
 from model import LOGIT_SCALE, cosine, embed, groups, load_model, save_half
 
-BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 1e-3, 100, 0.05, 250
+BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 250
 HEAD_IMAGES = 200  # augmented training images per class that a head's row averages
 
 

@@ -114,6 +114,8 @@ def train(student: Student, data: Data, steps: int, state_file: Path) -> None:
         student.load_state_dict(state["student"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
+    if first >= steps:
+        return  # this round was done before a kill
     start, sums = time.perf_counter(), torch.zeros(3)
     loader = DataLoader(Batches(data, first, steps), batch_size=None, num_workers=1, prefetch_factor=8)
     for step, (pictures, labels, target) in enumerate(loader, first):
@@ -145,7 +147,13 @@ def main() -> None:
     """Train the base unless it is there already."""
     args = parser(__doc__ or "")
     args.add_argument("--run", default="final", help="name of the folder of results under the cache")
-    args.add_argument("--steps", type=int, default=1300)
+    args.add_argument(
+        "--steps",
+        type=int,
+        nargs="+",
+        default=[1300, 2000, 3300],
+        help="last step of each round; the rate restarts",
+    )
     options = args.parse_args()
     folder = options.cache / "runs" / options.run
     if (folder / "base" / "model.safetensors").exists():
@@ -160,7 +168,8 @@ def main() -> None:
     )
     student = Student(data.names)
     with timed("pretrain"):
-        train(student, data, options.steps, folder / "base-state.pt")
+        for last in options.steps:
+            train(student, data, last, folder / "base-state.pt")
     save_half(student.tower, folder / "base")
 
 

@@ -13,7 +13,7 @@ def demo(
         "demo"
     ),
     suite: Annotated[str, typer.Option(help="Suite to merge.")] = "glyph8",
-    samples: Annotated[int, typer.Option(min=1, help="Test samples scored per task.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Test samples scored per task.")] = 150,
     seed: Annotated[int, typer.Option(help="Every random draw follows from it.")] = 42,
     json: Json = False,
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -148,10 +149,11 @@ def terminal(results: Results) -> Table:
         title=Text(title(results)),
         caption=Text("\n".join(remarks)),
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     table.add_column("method", no_wrap=True, min_width=max(len(row["label"]) for row in results["rows"]))
     for column in shown:
-        table.add_column(column.title, justify="right")
+        table.add_column(column.title, justify="right", min_width=max(map(len, column.title.split())))
     found = lines(results)
     for i, line in enumerate(found):
         style = "dim" if line.bound else ""
