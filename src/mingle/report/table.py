@@ -153,7 +153,8 @@ def terminal(results: Results) -> Table:
     )
     table.add_column("method", no_wrap=True, min_width=max(len(row["label"]) for row in results["rows"]))
     for column in shown:
-        table.add_column(column.title, justify="right", min_width=max(map(len, column.title.split())))
+        heading = column.title.replace("normalised", "norm.")
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     found = lines(results)
     for i, line in enumerate(found):
         style = "dim" if line.bound else ""
