@@ -44,7 +44,7 @@ def test_bounds_come_first_and_are_set_apart(results):
     # An empty line stands after the last bound and nowhere else between the rows.
     rows = [line.strip() for line in printed(results).splitlines()]
     first = next(i for i, line in enumerate(rows) if line.startswith("individual models"))
-    assert [i - first for i, line in enumerate(rows[first : first + 8]) if not line] == [2]
+    assert [i for i, line in enumerate(rows[first : first + 8]) if not line] == [2]
 
 
 def test_best_of_the_merges_is_marked_and_bounds_are_not(results):
