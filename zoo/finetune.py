@@ -18,7 +18,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from augment import compose, erase, normalise
 from common import generator, load_bag, parser, tasks_file, timed
-from model import LOGIT_SCALE, cosine, embed, groups, load_model, save_half
+from model import LOGIT_SCALE, cosine, embed, groups, load_model, load_state, save_half, save_state
 
 BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 250
 HEAD_IMAGES = 200  # augmented training images per class that a head's row averages
@@ -76,12 +76,7 @@ def train(
     """Fine-tune to the last step, continuing from the saved state where there is one."""
     model.visual_projection.requires_grad_(False)
     optimizer = torch.optim.AdamW(groups(model, DECAY), lr=PEAK, fused=True)
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    first = load_state(state_file, model, optimizer)
     start, losses = time.perf_counter(), list[float]()
     model.train()
     for step in range(first, steps):
@@ -104,11 +99,7 @@ def train(
                 flush=True,
             )
             losses.clear()
-            partial = state_file.with_suffix(".partial")
-            torch.save(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial
-            )
-            partial.rename(state_file)
+            save_state(state_file, model, optimizer, step + 1)
 
 
 def finetune(cache: Path, run: str, task: str, steps: int | None) -> None:

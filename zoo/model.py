@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -68,7 +68,24 @@ def cosine(step: int, steps: int, peak: float, warm_up: int) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def groups(model: torch.nn.Module, decay: float) -> list[dict[str, object]]:
+def save_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Keep what `load_state` continues from; a kill in the middle leaves the state before."""
+    partial = file.with_suffix(".partial")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, partial)
+    partial.rename(file)
+
+
+def load_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Continue from a saved state where there is one; the number of steps already done."""
+    if not file.exists():
+        return 0
+    state = torch.load(file, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def groups(model: nn.Module, decay: float) -> list[dict[str, object]]:
     """Trainable parameters; weight decay for matrices alone."""
     trainable = [weight for weight in model.parameters() if weight.requires_grad]
     return [

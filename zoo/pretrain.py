@@ -18,7 +18,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from augment import compose, erase, normalise
 from common import generator, load_bag, parser, tasks_file, timed
-from model import cosine, groups, new_model, save_half
+from model import cosine, groups, load_state, new_model, save_half, save_state
 from names import allowed
 
 BATCH, PEAK, WARM_UP, DECAY = 128, 1.5e-3, 100, 0.05
@@ -108,12 +108,7 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
 def train(student: Student, data: Data, steps: int, state_file: Path) -> None:
     """Train to the last step, continuing from the saved state where there is one."""
     optimizer = torch.optim.AdamW(groups(student, DECAY), lr=PEAK, betas=(0.9, 0.98), fused=True)
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    first = load_state(state_file, student, optimizer)
     if first >= steps:
         return  # this round was done before a kill
     start, sums = time.perf_counter(), torch.zeros(3)
@@ -135,12 +130,7 @@ def train(student: Student, data: Data, steps: int, state_file: Path) -> None:
                 flush=True,
             )
             sums.zero_()
-            partial = state_file.with_suffix(".partial")
-            torch.save(
-                {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1},
-                partial,
-            )
-            partial.rename(state_file)
+            save_state(state_file, student, optimizer, step + 1)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ Shapes: N samples; C classes of one task; batches are keyword arguments of the m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -117,6 +117,11 @@ def take(batch: Batch, index: Tensor | slice) -> Batch:
 def count(batch: Batch) -> int:
     """Number of samples in a batch."""
     return len(next(iter(batch.values())))
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """Consecutive parts of at most ``size`` samples."""
+    return (take(batch, slice(start, start + size)) for start in range(0, count(batch), size))
 
 
 def choose_sites(sites: str, known: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

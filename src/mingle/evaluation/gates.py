@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import watch_inputs
-from mingle.backbones import Backbone, count, take
+from mingle.backbones import Backbone, split
 from mingle.evaluation.matrix import BATCH, ScoredTask
 from mingle.layers import mixtures
 
@@ -38,8 +38,8 @@ def gate_activations(
 
     with watch_inputs(layers, remember):
         for current, test in enumerate(tests.values()):  # noqa: B007 – read by the hooks
-            for start in range(0, count(test.batch), BATCH):
-                backbone.features(model, take(test.batch, slice(start, start + BATCH)))
+            for part in split(test.batch, BATCH):
+                backbone.features(model, part)
     sizes = torch.tensor([[len(test.labels)] for test in tests.values()])
     mean = [(sums[name] / sizes).tolist() for name in layers]
     return GateActivations(list(layers), list(tests), list(experts), mean)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mingle.backbones import Backbone, Batch, Head, count, take
+from mingle.backbones import Backbone, Batch, Head, split, take
 from mingle.errors import CheckpointError
 from mingle.methods import Base, Method, State
 from mingle.methods.base_method import Progress, silent
@@ -61,8 +61,9 @@ def scored_tasks(
 @torch.no_grad()
 def predictions(backbone: Backbone, model: nn.Module, head: Head, batch: Batch) -> Tensor:
     """The predicted class of every sample: (N,)."""
-    parts = (take(batch, slice(i, i + BATCH)) for i in range(0, count(batch), BATCH))
-    return torch.cat([backbone.classify(backbone.features(model, part), head).argmax(-1) for part in parts])
+    return torch.cat(
+        [backbone.classify(backbone.features(model, part), head).argmax(-1) for part in split(batch, BATCH)]
+    )
 
 
 def accuracy(backbone: Backbone, model: nn.Module, head: Head, test: ScoredTask) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.layers import Energy, LinearGroup, LowRankExpert, MixtureLinear, build_expert, wrap, wrap_norms
-from mingle.methods._mingle_options import MingleOptions
+from mingle.methods._mingle_options import MingleOptions, ResolvedOptions
 from mingle.methods.base_method import Arrival, Base, Progress, State, silent
 from mingle.weights import task_vector
 
@@ -26,7 +26,7 @@ def merged_groups(base: Base, options: MingleOptions) -> list[LinearGroup]:
 def build_experts(
     state: State,
     arrival: Arrival,
-    options: MingleOptions,
+    options: ResolvedOptions,
     effective_ranks: Mapping[str, int],
     progress: Progress = silent,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -40,7 +40,7 @@ def build_experts(
         expert, energies[name] = build_expert(
             delta,
             [_expert(step.tensors["experts"], name) for step in state.steps],
-            rank=options.rank or min(delta.shape),
+            rank=options.rank,
             projection=options.projection,
             effective_rank=effective_ranks.get(name),
         )
@@ -61,7 +61,7 @@ def assemble(
     ``newest``: experts of a task that is being added; the caller still owes every gate a row for it.
     """
     model = state.base.model()
-    groups = merged_groups(state.base, options)
+    groups = state.base.backbone.groups(model, options.sites)
     layers = wrap(model, groups, options.gate_reduction)
     experts: list[Experts] = [step.tensors["experts"] for step in state.steps]
     if newest is not None:

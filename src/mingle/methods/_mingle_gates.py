@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import OBJECTIVES, GateGroup, adapt, draw_batches, second_moments, select_seeds
-from mingle.backbones import Batch, Head, count, take
+from mingle.backbones import Batch, Head, count, split, take
 from mingle.layers import LinearGroup, MixtureLinear
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
-from mingle.methods._mingle_options import MingleOptions, MingleReplay
+from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
 from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
 from mingle.subspace import NullSpaceProjector, extend_basis
 
@@ -45,7 +45,7 @@ def static_gates(experts: Experts, value: float) -> dict[str, Tensor]:
 def adapt_gates(
     state: State,
     arrival: Arrival,
-    options: MingleOptions,
+    options: ResolvedOptions,
     experts: Experts,
     replay: MingleReplay,
     progress: Progress = silent,
@@ -66,7 +66,7 @@ def adapt_gates(
         [_gate_group(group, layers, bases[group.name], options) for group in groups],
         _distillation(state.base, model, seeds, options),
         batches,
-        lr=options.lr or 1e-4,
+        lr=options.lr,
         acts_on=options.acts_on,
         report=lambda done, value: progress(f"adapting, loss {value:.4f}", done, len(batches)),
     )
@@ -74,7 +74,7 @@ def adapt_gates(
         layer.gate.freeze()
     moments = second_moments(
         {name: layers[name] for name in bases},
-        [_forward(state.base, model, part) for part in _chunks(seeds.batch)],
+        [_forward(state.base, model, part) for part in split(seeds.batch, FORWARD_BATCH)],
         augmented=options.gate_bias == "augmented",
     )
     subspace = {
@@ -103,7 +103,7 @@ def choose_seeds(
     teacher = base.backbone.build(arrival.checkpoint, base.checkpoint, base.dtype)
 
     def teach(batch: Batch) -> Tensor:
-        features = torch.cat([_forward(base, teacher, part)() for part in _chunks(batch)])
+        features = torch.cat([_forward(base, teacher, part)() for part in split(batch, FORWARD_BATCH)])
         return base.backbone.classify(features, head)
 
     chosen, said = replay.seeds, None
@@ -161,10 +161,6 @@ def _initial_gate(
     if options.gate_init == "normal":
         weight = 0.01 * torch.randn(len(weight), generator=generator, dtype=weight.dtype)
     return weight, weight.new_zeros(())
-
-
-def _chunks(batch: Batch) -> list[Batch]:
-    return [take(batch, slice(i, i + FORWARD_BATCH)) for i in range(0, count(batch), FORWARD_BATCH)]
 
 
 def _forward(base: Base, model: nn.Module, batch: Batch) -> Callable[[], Tensor]:

@@ -44,6 +44,13 @@ class MingleOptions(Options):
     seed_pool: Literal["held_out", "scored"] = "held_out"
 
 
+class ResolvedOptions(MingleOptions):
+    """Options with the rank and lr that are used for a model."""
+
+    rank: int = Field(ge=1)
+    lr: float = Field(gt=0)
+
+
 PAPER: dict[str, Any] = {
     "projection": "block+diagonal",
     "vectors": "dropped",

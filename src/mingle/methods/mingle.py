@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
-from mingle.methods._mingle_experts import assemble, build_experts, merged_groups
+from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
-from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay
+from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions
 from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, require_seeds, silent
 
 REFERENCE_WIDTH = 768
@@ -35,13 +35,14 @@ class Mingle(Method[MingleOptions]):
         """True for ``seed_pool="scored"``."""
         return self.options.seed_pool == "scored"
 
-    def resolve(self, base: Base) -> MingleOptions:
+    def resolve(self, base: Base) -> ResolvedOptions:
         """The options with rank and lr as the width rule sets them. Raises UnknownNameError for the sites."""
-        merged_groups(base, self.options)
-        width = base.backbone.width(base.backbone.skeleton(base.checkpoint))
+        skeleton = base.backbone.skeleton(base.checkpoint)
+        base.backbone.groups(skeleton, self.options.sites)
+        width = base.backbone.width(skeleton)
         rank = self.options.rank or min(max(64 * width // REFERENCE_WIDTH, 16), 64)
         lr = self.options.lr or round(1e-4 * max(1.0, REFERENCE_WIDTH / width), 7)
-        return self.options.model_copy(update={"rank": rank, "lr": lr})
+        return ResolvedOptions.model_validate(self.options.model_dump() | {"rank": rank, "lr": lr})
 
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used."""
@@ -77,7 +78,7 @@ class Mingle(Method[MingleOptions]):
         self,
         state: State,
         arrival: Arrival,
-        options: MingleOptions,
+        options: ResolvedOptions,
         experts: dict[str, Tensor],
         replay: MingleReplay,
         progress: Progress,

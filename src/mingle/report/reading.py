@@ -6,13 +6,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mingle.benchmark import RESULTS_SCHEMA
 from mingle.errors import ConfigError
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
-
-SCHEMA = 1
-"""The schema of results files that reports are made from."""
 
 _BASE = "pretrained"
 _REQUIRED = ("suite", "order", "individual", "rows")
@@ -21,9 +19,9 @@ _ROW = ("label", "method", "one_model", "matrix", "metrics")
 
 def check(results: Results) -> None:
     """Raises ConfigError for results of another schema, or without what every report needs."""
-    if results.get("schema") != SCHEMA:
+    if results.get("schema") != RESULTS_SCHEMA:
         raise ConfigError(
-            f"results: expected schema {SCHEMA}, found {results.get('schema')!r}; "
+            f"results: expected schema {RESULTS_SCHEMA}, found {results.get('schema')!r}; "
             "make the report with the version of mingle that wrote the results"
         )
     missing = [key for key in _REQUIRED if key not in results]
