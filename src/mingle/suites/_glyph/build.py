@@ -1,0 +1,186 @@
+"""The whole way to a suite, resumable at every stage; what is there already is not made again."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mingle.errors import ConfigError, UnknownNameError
+from mingle.suites._glyph.fetch import check_tools, fetch, missing_packages, needs_npm
+from mingle.suites._glyph.finetune import BATCH, TrainingSide, finetune, train_step
+from mingle.suites._glyph.package import SHIPPED, package
+from mingle.suites._glyph.pictures import write_data, write_train
+from mingle.suites._glyph.recipe import SOURCE_SIZE, Task, all_tasks, generator, suite_tasks
+from mingle.suites._glyph.render import Material, render
+from mingle.suites._glyph.tower import load_tower
+from mingle.suites._glyph.training_state import stored_step
+from mingle.suites._glyph.workplace import Workplace, load_bag, save_bag
+
+SUITES = ("glyph8", "glyph14", "glyph20")
+MOST_JOBS = 4
+POLL_SECONDS = 1.0
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build still has to do."""
+
+    suite: str
+    place: Workplace
+    to_render: list[Task]
+    to_tune: list[Task]
+    to_draw: list[Task]
+    jobs: int
+
+    @property
+    def steps(self) -> int:
+        """Fine-tuning steps that are left."""
+        return sum(task.steps - stored_step(self.place.state(task.name)) for task in self.to_tune)
+
+    def estimate(self) -> str:
+        """What is left to do and how long it will take here: a few steps of fine-tuning are timed."""
+        parts = []
+        if needs_npm(self.place, self.to_render) or missing_packages(self.place, self.to_render):
+            parts.append("up to 350 MB to download")
+        if self.to_render:
+            parts.append(f"{len(self.to_render)} tasks to render (half a minute)")
+        if self.to_tune:
+            longest = max(task.steps - stored_step(self.place.state(task.name)) for task in self.to_tune)
+            seconds = max(self.steps / self.jobs, longest) * seconds_per_step()
+            parts.append(
+                f"{len(self.to_tune)} tasks to fine-tune, {self.steps} steps of {BATCH} pictures in "
+                f"{self.jobs} processes (about {seconds / 60:.0f} min)"
+            )
+        return "; ".join(parts) or "nothing to train"
+
+
+def plan(suite: str, place: Workplace, *, train: bool = False, jobs: int | None = None) -> Plan:
+    """Finds what is left to do. Raises UnknownNameError, and ConfigError when tools or packages are missing."""
+    if suite not in SUITES:
+        raise UnknownNameError("suite that can be built", suite, SUITES)
+    tasks = [all_tasks()[name] for name in suite_tasks(suite)]
+    extra = [task for task in tasks if not (SHIPPED / task.name).exists()]
+    to_tune = [task for task in extra if not place.model(task.name).exists()]
+    to_draw = [task for task in tasks if train and not place.train(task.name).exists()]
+    undrawn = [task for task in extra if not place.data(task.name).exists()]
+    to_render = [
+        task
+        for task in tasks
+        if task in (*to_tune, *to_draw, *undrawn) and not place.sources(task.name).exists()
+    ]
+    if to_render:
+        check_extra()
+        check_tools(place, to_render)
+    most = jobs or min(MOST_JOBS, os.cpu_count() or 1)
+    return Plan(suite, place, to_render, to_tune, to_draw, max(1, min(most, len(to_tune))))
+
+
+def check_extra() -> None:
+    """Raises ConfigError when what rendering needs is not installed."""
+    missing = [name for name in ("fontTools", "resvg_py") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"Python package {' and '.join(missing)} not found; rendering needs the extra 'glyph': "
+            "pip install 'mingle-merge[glyph]'"
+        )
+
+
+def build(todo: Plan, progress: Progress) -> dict[str, Any] | None:
+    """Does it; the description of the suite, or None where only training images were asked for."""
+    place = todo.place
+    fetch(place, todo.to_render, lambda what: progress(what, 0, 1))
+    material = Material(place)
+    for number, task in enumerate(todo.to_render):
+        progress(f"render {task.name}", number, len(todo.to_render))
+        save_bag(place.sources(task.name), render(task, material))
+    extra = [all_tasks()[name] for name in suite_tasks(todo.suite) if not (SHIPPED / name).exists()]
+    for task in extra:
+        if not place.data(task.name).exists():
+            write_data(load_bag(place.sources(task.name)), task, place.data(task.name))
+    for number, task in enumerate(todo.to_draw):
+        progress(f"training images of {task.name}", number, len(todo.to_draw))
+        write_train(load_bag(place.sources(task.name)), task, place.train(task.name))
+    if todo.to_tune:
+        finetune_all(todo, progress)
+    if not extra:
+        return None
+    progress(f"package {todo.suite}", 0, 1)
+    return package(place, todo.suite)
+
+
+def finetune_all(todo: Plan, progress: Progress) -> None:
+    """Fine-tunes in processes of one thread each: a process does not change another's bits.
+
+    How far they are is read from the states that they store.
+    """
+    place, total, start = todo.place, sum(task.steps for task in todo.to_tune), time.monotonic()
+    before = total - todo.steps
+    running = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(todo.jobs, context, _start_worker) as pool:
+        try:
+            waiting = {pool.submit(finetune, place, task, SHIPPED / "base") for task in todo.to_tune}
+            while waiting:
+                finished, waiting = wait(waiting, POLL_SECONDS)
+                for one in finished:
+                    one.result()
+                progress(*_how_far(todo, total, before, time.monotonic() - start))
+        except BaseException:
+            # What the workers stored is kept; without this, leaving the pool would wait for their tasks.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - running:
+                worker.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    """One thread, the same on every machine; Ctrl-C ends a worker without a traceback."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _how_far(todo: Plan, total: int, before: int, seconds: float) -> tuple[str, int, int]:
+    place = todo.place
+    finished = [task for task in todo.to_tune if place.model(task.name).exists()]
+    done = sum(
+        task.steps if task in finished else stored_step(place.state(task.name)) for task in todo.to_tune
+    )
+    what = f"fine-tune, {len(finished)} of {len(todo.to_tune)} tasks done"
+    if done > before:
+        what += f", about {(total - done) * seconds / (done - before) / 60:.0f} min left"
+    return what, done, total
+
+
+def seconds_per_step(steps: int = 4) -> float:
+    """Times a few steps of one thread on blank pictures, after one that does not count."""
+    model, threads = load_tower(SHIPPED / "base"), torch.get_num_threads()
+    blank = torch.zeros(2, 4, SOURCE_SIZE, SOURCE_SIZE, dtype=torch.uint8)
+    by_class = [torch.tensor([0]), torch.tensor([1])]
+    data = TrainingSide(blank, torch.ones(2, dtype=torch.bool), by_class, "glyph")
+    head = torch.ones(2, model.config.projection_dim)
+    torch.set_num_threads(1)
+    try:
+        train_step(model, head, data, generator(0)).backward()  # type: ignore[no-untyped-call]
+        start = time.perf_counter()
+        for step in range(steps):
+            train_step(model, head, data, generator(0, step)).backward()  # type: ignore[no-untyped-call]
+        return (time.perf_counter() - start) / steps
+    finally:
+        torch.set_num_threads(threads)
+
+
+def missing_of(suite: str, root: Path) -> list[str]:
+    """Tasks of a suite that have no fine-tuned model yet."""
+    place = Workplace(root)
+    return [
+        name for name in suite_tasks(suite) if not ((SHIPPED / name).exists() or place.model(name).exists())
+    ]
