@@ -8,11 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from mingle.backbones import BACKBONES, take
+from mingle.backbones import BACKBONES
 from mingle.benchmark.results_file import RESULTS_SCHEMA
 from mingle.errors import ConfigError
 from mingle.evaluation import Evaluation, ScoredTask, evaluate_run, individual_accuracies, scored_tasks
@@ -21,7 +20,7 @@ from mingle.methods import Base
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import machine, versions
 from mingle.state import MergeRun
-from mingle.suites import FolderSuite, suite_samples
+from mingle.suites import Suite, suite_samples
 
 EXAMPLES = 2
 """Sample images of each task that the results carry."""
@@ -48,7 +47,7 @@ DEMO = (
 
 
 def compare(
-    suite: FolderSuite,
+    suite: Suite,
     contenders: Sequence[Contender],
     folder: Path,
     *,
@@ -90,12 +89,12 @@ def compare(
         "base_fingerprint": base.checkpoint.fingerprint,
         "individual": [individual[task] for task in tasks],
         "rows": [evaluation.as_dict() for evaluation in evaluations],
-        "examples": _examples(suite, runs, tests),
+        "examples": _examples(runs, tests),
     }
 
 
 def _merge(
-    suite: FolderSuite,
+    suite: Suite,
     contender: Contender,
     folder: Path,
     tasks: Sequence[str],
@@ -118,28 +117,29 @@ def _merge(
         run.add(
             suite.checkpoint(task),
             name=task,
+            head=suite.head(task),
             seeds=suite_samples(suite, task, scored=run.method.scored_seeds),
             progress=_labelled(progress, task),
         )
     return run
 
 
-def _examples(
-    suite: FolderSuite, runs: Mapping[str, MergeRun], tests: Mapping[str, ScoredTask]
-) -> list[dict[str, Any]]:
+def _examples(runs: Mapping[str, MergeRun], tests: Mapping[str, ScoredTask]) -> list[dict[str, Any]]:
     """A few test images of every task with what each contender's final model says."""
     heads = {step.task: step.head for step in next(iter(runs.values())).state.steps if step.head is not None}
     said = {label: _final_predictions(run, tests) for label, run in runs.items()}
     examples: list[dict[str, Any]] = []
     for task, test in tests.items():
-        images, _ = suite.test(task)
         for number, place in enumerate(_places(test)):
+            sample = test.samples[place]
+            if isinstance(sample, str):
+                continue  # the page shows pictures
             shown = {label: found[task][number] for label, found in said.items()}
             truth = int(test.labels[place])
             examples.append(
                 {
                     "task": task,
-                    "image": _png(images[place * len(images) // len(test.labels)]),
+                    "image": _png(sample),
                     "truth": heads[task].classes[truth],
                     "predictions": shown,
                 }
@@ -155,8 +155,8 @@ def _final_predictions(run: MergeRun, tests: Mapping[str, ScoredTask]) -> dict[s
         if step.head is None:
             continue
         model = method.model(state, step.task) if shared is None else shared
-        batch = take(tests[step.task].batch, torch.tensor(_places(tests[step.task])))
-        guesses = predictions(run.backbone, model, step.head, batch).tolist()
+        shown = tests[step.task].take(_places(tests[step.task]))
+        guesses = predictions(run.backbone, model, step.head, [shown.batch]).tolist()
         found[step.task] = [step.head.classes[guess] for guess in guesses]
     return found
 
@@ -165,9 +165,10 @@ def _places(test: ScoredTask) -> list[int]:
     return [len(test.labels) * (2 * i + 1) // (2 * EXAMPLES) for i in range(EXAMPLES)]
 
 
-def _png(image: Tensor) -> str:
+def _png(sample: Tensor | Image.Image) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    image = Image.fromarray(sample.permute(1, 2, 0).numpy()) if isinstance(sample, Tensor) else sample
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
