@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,7 +63,7 @@ class Plan:
 
 
 def plan(suite: str, place: Workplace, *, train: bool = False, jobs: int | None = None) -> Plan:
-    """Finds what is left to do. Raises UnknownNameError, and ConfigError when tools or packages are missing."""
+    """Finds what is left to do. Raises UnknownNameError, and ConfigError when a tool is missing."""
     if suite not in SUITES:
         raise UnknownNameError("suite that can be built", suite, SUITES)
     tasks = [all_tasks()[name] for name in suite_tasks(suite)]
@@ -166,7 +165,7 @@ def seconds_per_step(steps: int = 4) -> float:
     blank = torch.zeros(2, 4, SOURCE_SIZE, SOURCE_SIZE, dtype=torch.uint8)
     by_class = [torch.tensor([0]), torch.tensor([1])]
     data = TrainingSide(blank, torch.ones(2, dtype=torch.bool), by_class, "glyph")
-    head = torch.ones(2, model.config.projection_dim)
+    head = torch.ones(2, len(model.get_parameter("visual_projection.weight")))
     torch.set_num_threads(1)
     try:
         train_step(model, head, data, generator(0)).backward()  # type: ignore[no-untyped-call]
@@ -176,11 +175,3 @@ def seconds_per_step(steps: int = 4) -> float:
         return (time.perf_counter() - start) / steps
     finally:
         torch.set_num_threads(threads)
-
-
-def missing_of(suite: str, root: Path) -> list[str]:
-    """Tasks of a suite that have no fine-tuned model yet."""
-    place = Workplace(root)
-    return [
-        name for name in suite_tasks(suite) if not ((SHIPPED / name).exists() or place.model(name).exists())
-    ]

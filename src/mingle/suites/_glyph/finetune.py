@@ -9,10 +9,9 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit
@@ -52,7 +51,7 @@ class TrainingSide:
         return compose(self.rgba[index], self.mono[index], self.look, strength, gen)
 
 
-def class_head(base: Any, data: TrainingSide, number: int) -> Tensor:
+def class_head(base: nn.Module, data: TrainingSide, number: int) -> Tensor:
     """Normalised class means (C, d) of the base's embeddings; ``number`` salts the draws."""
     gen = generator(8, number)
     means = [
@@ -62,7 +61,7 @@ def class_head(base: Any, data: TrainingSide, number: int) -> Tensor:
     return unit(torch.stack(means), dim=1)
 
 
-def train_step(model: Any, head: Tensor, data: TrainingSide, gen: torch.Generator) -> Tensor:
+def train_step(model: nn.Module, head: Tensor, data: TrainingSide, gen: torch.Generator) -> Tensor:
     """The loss of one drawn batch: cross-entropy, labels smoothed, of scaled cosines to the class head."""
     classes = torch.randint(len(data.by_class), (BATCH,), generator=gen)
     hidden = 0.0 if data.look.startswith("gray") else 0.15
@@ -71,7 +70,7 @@ def train_step(model: Any, head: Tensor, data: TrainingSide, gen: torch.Generato
     return cross_entropy(LOGIT_SCALE * rows @ head.T, classes, label_smoothing=0.05)
 
 
-def train(model: Any, head: Tensor, data: TrainingSide, task: Task, state_file: Path) -> None:
+def train(model: nn.Module, head: Tensor, data: TrainingSide, task: Task, state_file: Path) -> None:
     """Fine-tunes to the last step, continuing from the stored state where there is one."""
     model.visual_projection.requires_grad_(False)
     optimizer = torch.optim.AdamW(groups(model, DECAY), lr=PEAK, fused=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 from mingle.suites._glyph.recipe import suite_tasks
 from mingle.suites._glyph.tower import accuracy, load_tower
@@ -14,7 +15,7 @@ from mingle.suites._glyph.workplace import Workplace
 SHIPPED = Path(__file__).parents[1] / "glyph8"
 
 
-def score(base: Any, model: Path, data: Path) -> tuple[float, float]:
+def score(base: nn.Module, model: Path, data: Path) -> tuple[float, float]:
     """Accuracy of the base and of the task's own model on its test images, both with the model's head."""
     stored = load_file(data)
     head = load_file(model / "head.safetensors")["class_embeddings"]

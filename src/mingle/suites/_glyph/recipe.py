@@ -58,7 +58,7 @@ def all_tasks() -> dict[str, Task]:
 
 
 def suite_tasks(suite: str) -> tuple[str, ...]:
-    """The tasks of ``glyph8``, ``glyph14`` or ``glyph20`` in their order: each starts with the smaller one's."""
+    """The tasks of ``glyph8``, ``glyph14`` or ``glyph20`` in order; each begins with the smaller one's."""
     shipped, extra = recipe()["glyph8"], recipe()["glyph20_extra"]
     return tuple([*shipped, *extra][: int(suite.removeprefix("glyph"))])
 

@@ -1,5 +1,6 @@
 """Where everything lies under the cache folder, and the rendered sources of a task."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ Bag = dict[str, Array]
 """Sources of a task: ``rgba`` uint8 (N, 4, S, S), ``labels``, ``mono`` (only alpha counts), ``vendor`` and
 ``origin`` with ``vendor_names`` and ``origin_names``, and ``held``: True on the held-out side of the split.
 """
+
+
+def cache_folder() -> Path:
+    """``$MINGLE_CACHE``, or else ``~/.cache/mingle``."""
+    chosen = os.environ.get("MINGLE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "mingle"
 
 
 @dataclass(frozen=True)
