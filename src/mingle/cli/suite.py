@@ -1,6 +1,7 @@
 """Commands that list suites, show what is in one, and build those that are not shipped."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 
 from mingle.cli.console import Command, Json, progress_bar, show
 
+LINE_SECONDS = 15.0
 SuiteName = Annotated[str, typer.Argument(help="Name of the suite.", metavar="NAME")]
 
 
@@ -108,18 +110,19 @@ def _table(accuracy: dict[str, dict[str, float]]) -> list[str]:
 
 @contextmanager
 def _told() -> Iterator[Callable[[str, int, int], None]]:
-    """The progress bar, or, where stderr is no terminal, a line whenever what is done changes."""
+    """The progress bar, or, where stderr is no terminal, a line when what is done changes, not too often."""
     if sys.stderr.isatty():
         with progress_bar() as progress:
             yield progress
         return
-    last = [""]
+    last = ("", -LINE_SECONDS)
 
     def line(what: str, done: int, total: int) -> None:
-        del done, total
-        if what != last[0]:
-            last[0] = what
-            typer.echo(what, err=True)
+        nonlocal last
+        now = time.monotonic()
+        if what != last[0] and now - last[1] >= LINE_SECONDS:
+            last = (what, now)
+            typer.echo(f"{what} ({done} of {total})", err=True)
 
     yield line
 

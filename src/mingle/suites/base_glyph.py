@@ -12,8 +12,6 @@ from mingle.errors import ConfigError
 from mingle.suites._glyph.workplace import Workplace, cache_folder
 from mingle.suites.base_folder import FolderSuite
 
-EFFORT = "about 15 minutes on 2 CPU cores, up to 350 MB of downloads"
-
 
 @dataclass(frozen=True)
 class GlyphSuite(FolderSuite):
@@ -22,10 +20,13 @@ class GlyphSuite(FolderSuite):
     The training images of a task are shared by all suites that have it; they lie in the cache.
     """
 
+    minutes: int = 0
+    """How long building it takes on two CPU cores."""
+
     @classmethod
-    def built(cls, name: str) -> "GlyphSuite":
+    def built(cls, name: str, minutes: int) -> "GlyphSuite":
         """The suite of that name in the cache, whether it is there already or not."""
-        return cls(Workplace(cache_folder()).suite(name))
+        return cls(Workplace(cache_folder()).suite(name), minutes)
 
     @property
     def ready(self) -> bool:
@@ -54,8 +55,8 @@ class GlyphSuite(FolderSuite):
 
     def _advice(self) -> str:
         return (
-            f"suite {self.folder.name!r} is not built ({self.folder} does not exist); "
-            f"run `mingle suite build {self.folder.name}` ({EFFORT})"
+            f"suite {self.folder.name!r} is not built ({self.folder} does not exist); run `mingle suite build "
+            f"{self.folder.name}` (about {self.minutes} minutes on 2 CPU cores, up to 350 MB of downloads)"
         )
 
     def _file(self, task: str, part: str = "") -> Path:

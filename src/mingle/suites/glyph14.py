@@ -2,4 +2,4 @@
 
 from mingle.suites.base_glyph import GlyphSuite
 
-PLUGIN = GlyphSuite.built("glyph14")
+PLUGIN = GlyphSuite.built("glyph14", minutes=8)

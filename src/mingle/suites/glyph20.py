@@ -2,4 +2,4 @@
 
 from mingle.suites.base_glyph import GlyphSuite
 
-PLUGIN = GlyphSuite.built("glyph20")
+PLUGIN = GlyphSuite.built("glyph20", minutes=15)

@@ -43,7 +43,13 @@ class Plan:
     @property
     def steps(self) -> int:
         """Fine-tuning steps that are left."""
-        return sum(task.steps - stored_step(self.place.state(task.name)) for task in self.to_tune)
+        return sum(self.steps_of(task) for task in self.to_tune)
+
+    def steps_of(self, task: Task) -> int:
+        """Fine-tuning steps that are left of one task."""
+        if self.place.model(task.name).exists():
+            return 0
+        return task.steps - stored_step(self.place.state(task.name))
 
     def estimate(self) -> str:
         """What is left to do and how long it will take here: a few steps of fine-tuning are timed."""
@@ -53,7 +59,7 @@ class Plan:
         if self.to_render:
             parts.append(f"{len(self.to_render)} tasks to render (half a minute)")
         if self.to_tune:
-            longest = max(task.steps - stored_step(self.place.state(task.name)) for task in self.to_tune)
+            longest = max(map(self.steps_of, self.to_tune))
             seconds = max(self.steps / self.jobs, longest) * seconds_per_step()
             parts.append(
                 f"{len(self.to_tune)} tasks to fine-tune, {self.steps} steps of {BATCH} pictures in "
@@ -116,13 +122,31 @@ def build(todo: Plan, progress: Progress) -> dict[str, Any] | None:
     return package(place, todo.suite)
 
 
+class Pace:
+    """How long the rest takes, from the steps done since the first that were seen to be done."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.first: tuple[float, int] | None = None
+
+    def left(self, done: int) -> str:
+        """', about 7 min left', or nothing as long as there is no pace to tell it from."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (now, done)
+        start, before = self.first
+        if done == before:
+            self.first = (now, done)  # what is loaded and prepared first is no pace
+            return ""
+        return f", about {(self.total - done) * (now - start) / (done - before) / 60:.0f} min left"
+
+
 def finetune_all(todo: Plan, progress: Progress) -> None:
     """Fine-tunes in processes of one thread each: a process does not change another's bits.
 
     How far they are is read from the states that they store.
     """
-    place, total, start = todo.place, sum(task.steps for task in todo.to_tune), time.monotonic()
-    before = total - todo.steps
+    place, pace = todo.place, Pace(sum(task.steps for task in todo.to_tune))
     running = set(multiprocessing.active_children())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(todo.jobs, context, _start_worker) as pool:
@@ -132,7 +156,10 @@ def finetune_all(todo: Plan, progress: Progress) -> None:
                 finished, waiting = wait(waiting, POLL_SECONDS)
                 for one in finished:
                     one.result()
-                progress(*_how_far(todo, total, before, time.monotonic() - start))
+                finished_tasks = [task for task in todo.to_tune if place.model(task.name).exists()]
+                done = pace.total - todo.steps
+                what = f"fine-tune, {len(finished_tasks)} of {len(todo.to_tune)} tasks done"
+                progress(what + pace.left(done), done, pace.total)
         except BaseException:
             # What the workers stored is kept; without this, leaving the pool would wait for their tasks.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -145,18 +172,6 @@ def _start_worker() -> None:
     """One thread, the same on every machine; Ctrl-C ends a worker without a traceback."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _how_far(todo: Plan, total: int, before: int, seconds: float) -> tuple[str, int, int]:
-    place = todo.place
-    finished = [task for task in todo.to_tune if place.model(task.name).exists()]
-    done = sum(
-        task.steps if task in finished else stored_step(place.state(task.name)) for task in todo.to_tune
-    )
-    what = f"fine-tune, {len(finished)} of {len(todo.to_tune)} tasks done"
-    if done > before:
-        what += f", about {(total - done) * seconds / (done - before) / 60:.0f} min left"
-    return what, done, total
 
 
 def seconds_per_step(steps: int = 4) -> float:
