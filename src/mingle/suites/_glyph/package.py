@@ -24,11 +24,8 @@ def score(base: nn.Module, model: Path, data: Path) -> tuple[float, float]:
     return round(alone, 4), round(accuracy(load_tower(model), head, images, labels), 4)
 
 
-def package(place: Workplace, name: str) -> dict[str, Any]:
-    """Makes ``place.suite(name)`` and returns its description, with accuracies measured on what it holds.
-
-    The folder appears complete or not at all.
-    """
+def package(place: Workplace, name: str) -> None:
+    """Makes ``place.suite(name)``, whole or not at all, with the accuracies measured on what it holds."""
     description: dict[str, Any] = json.loads((SHIPPED / "suite.json").read_text("utf-8"))
     tasks, target = suite_tasks(name), place.suite(name)
     partial = target.with_name(f"{name}.partial")
@@ -48,4 +45,3 @@ def package(place: Workplace, name: str) -> dict[str, Any]:
         (partial / document).rename(partial / f"glyph8-{document}")
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
-    return description

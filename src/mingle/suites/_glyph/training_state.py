@@ -22,10 +22,11 @@ def save_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, s
 
 def stored_step(file: Path) -> int:
     """The number of steps already done: 0 where nothing is stored."""
-    if not file.exists():
+    try:
+        with safe_open(file, "pt") as stored:
+            return int(stored.metadata()["step"])
+    except FileNotFoundError:  # asking first would race with the process that trains
         return 0
-    with safe_open(file, "pt") as stored:
-        return int(stored.metadata()["step"])
 
 
 def load_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
