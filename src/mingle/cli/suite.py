@@ -68,20 +68,17 @@ def show_suite(
 ) -> None:
     """Show the tasks of a suite, what is missing of it and, where it says so, how its models score."""
     from mingle.suites import FolderSuite, open_suite
+    from mingle.suites.base_glyph import GlyphSuite
 
     suite = open_suite(name)
-    missing = suite.missing(suite.tasks)
-    accuracy = _accuracies(suite.description) if isinstance(suite, FolderSuite) else {}
-    found = {
-        "suite": suite.name,
-        "backbone": suite.backbone,
-        "base": str(suite.base),
-        "tasks": list(suite.tasks),
-        "missing": missing,
-        "accuracy": accuracy,
-    }
-    lines = [f"suite     {suite.name}", f"backbone  {suite.backbone}", f"base      {suite.base}"]
+    missing, accuracy = suite.missing(suite.tasks), dict[str, dict[str, float]]()
+    found: dict[str, Any] = {"suite": suite.name}
+    if not isinstance(suite, GlyphSuite) or suite.ready:
+        found |= {"backbone": suite.backbone, "base": str(suite.base)}
+        accuracy = _accuracies(suite.description) if isinstance(suite, FolderSuite) else {}
+    lines = [f"{key:<10}{value}" for key, value in found.items()]
     lines += _table(accuracy) or [f"tasks     {', '.join(suite.tasks)}"]
+    found |= {"tasks": list(suite.tasks), "missing": missing, "accuracy": accuracy}
     show(found, "\n".join([*lines, *(f"missing   {line}" for line in missing)]), as_json=json)
 
 
