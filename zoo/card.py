@@ -69,7 +69,7 @@ def side_counts(bag: Bag, held: bool) -> str:
 
 def model_card(place: Workplace, suite: Path, content: dict[str, Any]) -> None:
     """Write MODEL_CARD.md."""
-    bags = {task: load_bag(place.sources(task.name)) for task in eight()}
+    bags = [(task, load_bag(place.sources(task.name))) for task in eight()]
     alone, individual = content["base_accuracy"], content["individual_accuracy"]
     lines = [
         "# glyph8",
@@ -97,7 +97,7 @@ def model_card(place: Workplace, suite: Path, content: dict[str, Any]) -> None:
         "| task | training sources / vendors | held-out sources / vendors | split |",
         "|---|---|---|---|",
     ]
-    for task, bag in bags.items():
+    for task, bag in bags:
         lines.append(
             f"| {task.name} | {side_counts(bag, False)} | {side_counts(bag, True)} | {split_of(task)} |"
         )
