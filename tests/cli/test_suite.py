@@ -58,7 +58,7 @@ def test_there_is_nothing_to_build_of_the_shipped_suite(call, cache):
     code, out, err = call("suite", "build", "glyph8")
     assert code == 0
     assert f"glyph8 is in {SHIPPED}" in out
-    assert f"glyph8 in {cache}: nothing to train" in err
+    assert f"glyph8 in {cache}: nothing left to do" in err
 
 
 def test_missing_tools_are_named_and_nothing_is_written(call, cache, monkeypatch, tmp_path):

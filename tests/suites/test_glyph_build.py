@@ -241,7 +241,7 @@ def test_a_build_makes_a_suite_and_a_second_one_makes_nothing(tiny_suite, monkey
     shipped, copied = (f / "flags" / "model.safetensors" for f in (package.SHIPPED, folder))
     assert shipped.read_bytes() == copied.read_bytes()
     again = build.plan("glyph20", tiny_suite)
-    assert (again.to_render, again.to_tune, again.estimate()) == ([], [], "nothing to train")
+    assert (again.to_render, again.to_tune, again.estimate()) == ([], [], "nothing left to do")
     monkeypatch.setattr(build, "package", lambda *arguments: pytest.fail("packaged again"))
     assert build.build(again, lambda *what: None) == folder
 

@@ -66,7 +66,9 @@ class Plan:
                 f"{len(self.to_tune)} tasks to fine-tune, {self.steps} steps of {BATCH} pictures in "
                 f"{self.jobs} processes (about {seconds / 60:.0f} min)"
             )
-        return "; ".join(parts) or "nothing to train"
+        if self.to_draw:
+            parts.append(f"training images of {len(self.to_draw)} tasks to draw")
+        return "; ".join(parts) or "nothing left to do"
 
 
 def plan(suite: str, place: Workplace, *, train: bool = False, jobs: int | None = None) -> Plan:
