@@ -8,7 +8,7 @@ from mingle.evaluation.metrics import (
     forward_transfer,
     normalised_accuracy,
 )
-from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies
+from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies, relative_metrics
 
 __all__ = [
     "Evaluation",
@@ -24,5 +24,6 @@ __all__ = [
     "individual_accuracies",
     "mixed_accuracy",
     "normalised_accuracy",
+    "relative_metrics",
     "scored_tasks",
 ]

@@ -1,0 +1,106 @@
+"""Running a table: which cells are missing, who computes them, and what comes out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mingle.benchmark.cell import checkpoint_fingerprints, compute, suite_fingerprint
+from mingle.benchmark.executors import Executor, Outcome
+from mingle.benchmark.plan import BOUNDS, Cell, Contender, Table, check, task_order
+from mingle.benchmark.results import assemble
+from mingle.benchmark.results_file import write_json
+from mingle.errors import ConfigError
+from mingle.methods.base_method import Progress, silent
+from mingle.suites import Suite, open_suite
+
+
+class CellStore:
+    """Outcomes by key in a folder, each written whole or not at all. Failed cells are computed again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, cell: Cell) -> Outcome | None:
+        """The stored outcome; None when there is none, or only a failure or a damaged file."""
+        try:
+            outcome: Outcome = json.loads(self._path(cell).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return outcome if outcome.get("status") == "done" else None
+
+    def put(self, cell: Cell, outcome: Outcome) -> None:
+        """Stores an outcome under the cell's key."""
+        write_json(outcome, self._path(cell))
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.key}.json"
+
+
+def prepare(table: Table, suite: Suite, contenders: Sequence[Contender]) -> tuple[str, ...]:
+    """The tasks that the table uses, after everything that is missing or wrong has been listed.
+
+    Raises ConfigError.
+    """
+    tasks = table.tasks(suite.tasks)
+    check(contenders, len(tasks))
+    missing = suite.missing(tasks)
+    if any(contender.labelled for contender in contenders):
+        missing += suite.missing_training(tasks)
+    if missing:
+        raise ConfigError(f"suite {suite.name!r} is not complete: " + "; ".join(missing))
+    return tasks
+
+
+def run_table(
+    table: Table,
+    suite_source: str,
+    executor: Executor,
+    folder: Path,
+    *,
+    orders: Sequence[int],
+    labelled_orders: int = 2,
+    samples: int | None = None,
+    threads: int = 1,
+    contenders: Sequence[Contender] | None = None,
+    command: str = "",
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Computes what ``folder`` does not hold yet, and returns the results of the whole table.
+
+    Every contender runs once per order (``labelled`` ones only the first ``labelled_orders``), the bounds in
+    the first order. Raises ConfigError before anything runs; a failing cell is reported in the results.
+    """
+    suite, rows = open_suite(suite_source), (*BOUNDS, *(contenders or table.contenders))
+    tasks = prepare(table, suite, rows)
+    fingerprint = suite_fingerprint(suite_source)
+
+    def cells_of(row: Contender) -> list[Cell]:
+        count = 1 if row in BOUNDS else labelled_orders if row.labelled else None
+        options = row.resolved(len(tasks)).model_dump()
+        return [
+            Cell(
+                suite_source, fingerprint, task_order(tasks, seed), seed, row.method, row.preset, options,
+                samples, row.corruption, threads,
+            )
+            for seed in orders[:count]
+        ]
+
+    plan = [(row, cells_of(row)) for row in rows]
+    store = CellStore(folder / "cells")
+    outcomes = _compute_missing([cell for _, cells in plan for cell in cells], store, executor, progress)
+    return assemble(table, suite, plan, outcomes, checkpoint_fingerprints(suite_source), command)
+
+
+def _compute_missing(
+    cells: Sequence[Cell], store: CellStore, executor: Executor, progress: Progress
+) -> Mapping[str, Outcome]:
+    unique = {cell.key: cell for cell in cells}
+    outcomes = {key: found for key, cell in unique.items() if (found := store.get(cell)) is not None}
+    progress("cells", len(outcomes), len(unique))
+    for cell, outcome in executor.run(compute, [cell for key, cell in unique.items() if key not in outcomes]):
+        store.put(cell, outcome)
+        outcomes[cell.key] = outcome
+        progress(f"cells, last {cell.method} order {cell.seed}", len(outcomes), len(unique))
+    return outcomes
