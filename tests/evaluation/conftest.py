@@ -1,6 +1,6 @@
 """A merged run of the tiny models with test samples for each task."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ import torch
 from mingle.backbones.clip import Clip
 from mingle.evaluation import ScoredTask
 from mingle.methods import METHODS, Arrival, Base, SeedPool
-from mingle.suites import RawSamples
 
 from ..suites.conftest import TASKS, random_images, write_suite
 
@@ -39,7 +38,8 @@ def tests(base, zoo):
             features = base.backbone.features(base.backbone.build(checkpoint), batch)
         labels = base.backbone.classify(features, base.backbone.head(checkpoint)).argmax(-1)
         labels[::2] = torch.arange(len(labels[::2])) % 4
-        found[task] = ScoredTask(task, batch, labels, RawSamples(images).ids())
+        prepare = partial(base.backbone.prepare, base=base.checkpoint)
+        found[task] = ScoredTask(task, images, labels, prepare)
     return found
 
 

@@ -71,7 +71,7 @@ def test_batches_do_not_change_scores(merged, tests, monkeypatch):
     assert accuracy_matrix(method, state, tests) == whole
     model, head, test = method.model(state), state.steps[2].head, tests["task3"]
     expected = [classified(model, head, x) for x in test.batch["pixel_values"]]
-    assert predictions(state.base.backbone, model, head, test.batch).tolist() == expected
+    assert predictions(state.base.backbone, model, head, test.batches(3)).tolist() == expected
     share = sum(p == y for p, y in zip(expected, test.labels.tolist(), strict=True)) / len(expected)
     assert accuracy(state.base.backbone, model, head, test) == pytest.approx(share)
 

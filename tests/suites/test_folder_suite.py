@@ -1,16 +1,17 @@
 """A suite that lies in a folder."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.registry import Registry
 from mingle.suites import SUITES, FolderSuite, load_samples, locate, open_suite, suite_part
 
-from .conftest import TASKS
+from .conftest import TASKS, random_images
 
 
 def test_folder_says_what_it_holds(suite_folder):
@@ -34,6 +35,40 @@ def test_wrong_task_gets_the_nearest_right_one(suite_folder):
     for ask in (suite.checkpoint, suite.test, suite.seeds):
         with pytest.raises(UnknownNameError, match="unknown task of suite 'tiny' 'tsk2'; did you mean task"):
             ask("tsk2")
+
+
+def test_training_data_where_there_is_some(suite_folder):
+    suite = FolderSuite(suite_folder)
+    with pytest.raises(ConfigError, match="suite 'tiny': no training data of task 'task1'"):
+        suite.train("task1")
+    data = {"train_images": random_images(5, 7), "train_labels": torch.arange(7) % 4}
+    file = suite_folder / "data" / "task1.train.safetensors"
+    save_file(data, file)
+    images, labels = suite.train("task1")
+    assert torch.equal(images, data["train_images"])
+    assert torch.equal(labels, data["train_labels"])
+    save_file({"train_images": data["train_images"]}, file)
+    with pytest.raises(ConfigError, match="no tensor 'train_labels'; found train_images"):
+        suite.train("task1")
+
+
+def test_everything_that_is_missing_is_listed_at_once(suite_folder):
+    suite = FolderSuite(suite_folder)
+    assert suite.missing(TASKS) == []
+    shutil.rmtree(suite_folder / "base")
+    shutil.rmtree(suite_folder / "task2")
+    (suite_folder / "data" / "task3.safetensors").unlink()
+    found = suite.missing(TASKS)
+    expected = [suite_folder / "base", suite_folder / "task2", suite_folder / "data" / "task3.safetensors"]
+    assert [line.split(": not found; ")[0] for line in found] == [str(path) for path in expected]
+    assert len(suite.missing(["task1"])) == 1
+
+
+def test_heads_lie_beside_the_checkpoints(suite_folder):
+    suite = FolderSuite(suite_folder)
+    assert suite.head("task1") is None
+    with pytest.raises(UnknownNameError):
+        suite.head("tsk1")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"suite"', '{"schema": 2}', "{}"])

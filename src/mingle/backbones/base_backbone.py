@@ -18,7 +18,8 @@ from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, open_checkpoint
 
 Batch = dict[str, Tensor]
-Samples = Tensor | Sequence[Image]
+Samples = Tensor | Sequence[Image] | Sequence[str]
+"""Raw samples of one task: uint8 images (N, 3, H, W), images of any size, or texts."""
 
 
 @dataclass(frozen=True)

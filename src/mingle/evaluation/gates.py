@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import watch_inputs
-from mingle.backbones import Backbone, split
+from mingle.backbones import Backbone
 from mingle.evaluation.matrix import BATCH, ScoredTask
 from mingle.layers import mixtures
 
@@ -38,7 +38,7 @@ def gate_activations(
 
     with watch_inputs(layers, remember):
         for current, test in enumerate(tests.values()):  # noqa: B007 – read by the hooks
-            for part in split(test.batch, BATCH):
+            for part in test.batches(BATCH):
                 backbone.features(model, part)
     sizes = torch.tensor([[len(test.labels)] for test in tests.values()])
     mean = [(sums[name] / sizes).tolist() for name in layers]

@@ -3,18 +3,19 @@
 Shapes: N test samples of a task; features (N, d); logits (N, C).
 """
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mingle.backbones import Backbone, Batch, Head, split, take
+from mingle.backbones import Backbone, Batch, Head, Samples
 from mingle.errors import CheckpointError
 from mingle.methods import Base, Method, State
 from mingle.methods.base_method import Progress, silent
-from mingle.suites import FolderSuite, load_samples
+from mingle.suites import RawSamples, Suite, pick
 
 BATCH = 128
 """Samples per forward pass; with batch gates the scores depend on it."""
@@ -22,53 +23,68 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """Scored samples of one task, with a content hash for each."""
+    """Scored samples of one task, as they came; ``prepare`` makes a batch for the model of them."""
 
     task: str
-    batch: Batch
+    samples: Samples
     labels: Tensor
-    ids: tuple[str, ...]
+    prepare: Callable[[Samples], Batch]
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        """A content hash of every sample; reads them all."""
+        return RawSamples(self.samples).ids()
+
+    @property
+    def batch(self) -> Batch:
+        """All samples, ready for the model."""
+        return self.prepare(self.samples)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Consecutive parts of at most ``size`` samples, each prepared when its turn comes."""
+        for start in range(0, len(self.labels), size):
+            yield self.prepare(self.samples[start : start + size])
+
+    def take(self, index: Sequence[int]) -> "ScoredTask":
+        """Some of the samples."""
+        labels = self.labels[torch.as_tensor(index, dtype=torch.int64)]
+        return replace(self, samples=pick(self.samples, index), labels=labels)
 
     def without(self, seeds: Collection[str]) -> "ScoredTask":
         """The test set without the samples that were used as seeds."""
-        kept = [i for i, sample in enumerate(self.ids) if sample not in seeds]
-        if len(kept) == len(self.ids):
+        if not seeds:
             return self
-        index = torch.tensor(kept, dtype=torch.int64)
-        return ScoredTask(
-            self.task, take(self.batch, index), self.labels[index], tuple(self.ids[i] for i in kept)
-        )
+        kept = [i for i, sample in enumerate(self.ids) if sample not in seeds]
+        return self if len(kept) == len(self.ids) else self.take(kept)
 
 
 def scored_tasks(
-    suite: FolderSuite, tasks: Iterable[str], base: Base, limit: int | None = None
+    suite: Suite, tasks: Iterable[str], base: Base, limit: int | None = None
 ) -> dict[str, ScoredTask]:
-    """The suite's tests of some tasks, ready for the model.
+    """The suite's tests of some tasks.
 
     ``limit``: at most that many samples per task, evenly spaced over the whole set, the same every time.
     """
+    prepare = partial(base.backbone.prepare, base=base.checkpoint)
     found: dict[str, ScoredTask] = {}
     for task in tasks:
-        images, labels = suite.test(task)
+        samples, labels = suite.test(task)
+        test = ScoredTask(task, samples, labels, prepare)
         if limit is not None and limit < len(labels):
-            index = torch.arange(limit) * len(labels) // limit
-            images, labels = images[index], labels[index]
-        ids = load_samples(images).ids()
-        found[task] = ScoredTask(task, base.backbone.prepare(images, base.checkpoint), labels, ids)
+            test = test.take([i * len(labels) // limit for i in range(limit)])
+        found[task] = test
     return found
 
 
 @torch.no_grad()
-def predictions(backbone: Backbone, model: nn.Module, head: Head, batch: Batch) -> Tensor:
+def predictions(backbone: Backbone, model: nn.Module, head: Head, batches: Iterable[Batch]) -> Tensor:
     """The predicted class of every sample: (N,)."""
-    return torch.cat(
-        [backbone.classify(backbone.features(model, part), head).argmax(-1) for part in split(batch, BATCH)]
-    )
+    return torch.cat([backbone.classify(backbone.features(model, part), head).argmax(-1) for part in batches])
 
 
 def accuracy(backbone: Backbone, model: nn.Module, head: Head, test: ScoredTask) -> float:
     """The share of a task's test samples that get their own class."""
-    hits = predictions(backbone, model, head, test.batch) == test.labels
+    hits = predictions(backbone, model, head, test.batches(BATCH)) == test.labels
     return float(hits.float().mean())
 
 
@@ -108,18 +124,25 @@ def mixed_accuracy(
         return None
     backbone, model = state.base.backbone, method.model(state)
     sets = [tests[task] for task in state.tasks]
-    stream = {name: torch.cat([test.batch[name] for test in sets]) for name in sets[0].batch}
     owner = torch.cat([torch.full((len(test.labels),), i) for i, test in enumerate(sets)])
+    place = torch.cat([torch.arange(len(test.labels)) for test in sets])
     labels = torch.cat([test.labels for test in sets])
     order = torch.randperm(len(owner), generator=torch.Generator().manual_seed(seed))
     hits = torch.zeros(len(owner))
     for index in torch.split(order, BATCH):
-        features = backbone.features(model, take(stream, index))
+        mixed = [
+            sets[i].samples[j] for i, j in zip(owner[index].tolist(), place[index].tolist(), strict=True)
+        ]
+        features = backbone.features(model, sets[0].prepare(_stacked(mixed)))
         for i, step in enumerate(state.steps):
             mine = owner[index] == i
             found = backbone.classify(features[mine], _head(step.task, step.head)).argmax(-1)
             hits[index[mine]] = (found == labels[index[mine]]).float()
     return float(torch.stack([hits[owner == i].mean() for i in range(len(sets))]).mean())
+
+
+def _stacked(samples: list[Any]) -> Samples:
+    return torch.stack(samples) if isinstance(samples[0], Tensor) else samples
 
 
 def _head(task: str, head: Head | None) -> Head:

@@ -19,7 +19,7 @@ from mingle.evaluation.metrics import (
 from mingle.methods import Base
 from mingle.methods.base_method import Progress, silent
 from mingle.state import MergeRun
-from mingle.suites import FolderSuite
+from mingle.suites import Suite
 from mingle.weights import Checkpoint
 
 
@@ -50,14 +50,14 @@ class Evaluation:
 
 
 def individual_accuracies(
-    suite: FolderSuite, base: Base, tests: Mapping[str, ScoredTask], progress: Progress = silent
+    suite: Suite, base: Base, tests: Mapping[str, ScoredTask], progress: Progress = silent
 ) -> dict[str, float]:
     """Accuracy of every task's own fine-tuned model on its own test samples."""
     found: dict[str, float] = {}
     for task, test in tests.items():
         checkpoint = base.backbone.open(suite.checkpoint(task))
         model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
-        found[task] = accuracy(base.backbone, model, _require_head(base, checkpoint, task), test)
+        found[task] = accuracy(base.backbone, model, _require_head(base, checkpoint, suite, task), test)
         progress("scoring individual models", len(found), len(tests))
     return found
 
@@ -163,8 +163,8 @@ def _energy(tasks: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def _require_head(base: Base, checkpoint: Checkpoint, task: str) -> Head:
-    head = base.backbone.head(checkpoint, base=base.checkpoint)
+def _require_head(base: Base, checkpoint: Checkpoint, suite: Suite, task: str) -> Head:
+    head = suite.head(task) or base.backbone.head(checkpoint, base=base.checkpoint)
     if head is None:
         raise ConfigError(f"{checkpoint.source}: the suite's checkpoint of {task!r} has no class head")
     return head

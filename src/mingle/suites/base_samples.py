@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mingle.backbones import Samples
 from mingle.errors import SeedsError
-from mingle.suites.base_suite import FolderSuite, suite_part
+from mingle.suites.base_images import IMAGE_SUFFIXES, LazyImages, image_files, open_image
+from mingle.suites.base_suite import Suite, suite_part
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 IMAGE_KEYS = ("images", "seed_images", "pixel_values", "x")
 LABEL_KEYS = ("labels", "y")
 DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
@@ -36,22 +36,29 @@ class RawSamples:
 
     def take(self, index: list[int]) -> "RawSamples":
         """The chosen samples."""
-        samples = (
-            self.samples[index] if isinstance(self.samples, Tensor) else [self.samples[i] for i in index]
-        )
         names = None if self.label_names is None else tuple(self.label_names[i] for i in index)
-        return RawSamples(samples, None if self.labels is None else self.labels[index], names, self.source)
+        labels = None if self.labels is None else self.labels[index]
+        return RawSamples(pick(self.samples, index), labels, names, self.source)
 
     def ids(self) -> tuple[str, ...]:
         """A short content hash of every sample: the same pixels are recognised wherever they come from."""
         return tuple(hashlib.sha256(_raw(sample)).hexdigest()[:16] for sample in self.samples)
 
 
-def suite_samples(suite: FolderSuite, task: str, *, scored: bool = False) -> RawSamples:
-    """A task's unlabelled seeds or, ``scored``, its labelled test images (the paper's protocol)."""
-    images, labels = suite.test(task) if scored else (suite.seeds(task), None)
+def pick(samples: Samples, index: Sequence[int]) -> Samples:
+    """The chosen samples; image files stay closed."""
+    if isinstance(samples, Tensor):
+        return samples[torch.as_tensor(index, dtype=torch.int64)]
+    if isinstance(samples, LazyImages):
+        return samples.take(index)
+    return [samples[i] for i in index]  # type: ignore[return-value]
+
+
+def suite_samples(suite: Suite, task: str, *, scored: bool = False) -> RawSamples:
+    """A task's unlabelled seeds or, ``scored``, its labelled test samples (the paper's protocol)."""
+    samples, labels = suite.test(task) if scored else (suite.seeds(task), None)
     return RawSamples(
-        images, labels, source=f"{suite.name}:{task} ({'test images' if scored else 'seed pool'})"
+        samples, labels, source=f"{suite.name}:{task} ({'test images' if scored else 'seed pool'})"
     )
 
 
@@ -96,19 +103,10 @@ def _load(source: str | Path | Samples, *, scored: bool) -> RawSamples:
     )
 
 
-def open_image(path: Path) -> Image.Image:
-    """One image as RGB. Raises SeedsError for what is not an image, or one that is absurdly large."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning, ValueError) as error:
-        raise SeedsError(f"{path}: not a readable image ({error})") from error
-
-
 def _in_memory(samples: object) -> Samples:
     if isinstance(samples, np.ndarray):
         samples = torch.from_numpy(samples)
-    if isinstance(samples, Tensor):
+    if isinstance(samples, Tensor | LazyImages):
         return samples
     items = [samples] if isinstance(samples, Image.Image) else samples
     if isinstance(items, Sequence):
@@ -127,13 +125,7 @@ def _choice(count: int, limit: int | None, seed: int) -> list[int] | None:
 
 
 def _image_folder(folder: Path, limit: int | None, seed: int) -> RawSamples:
-    files = sorted(
-        f
-        for f in folder.rglob("*")
-        if f.suffix.lower() in IMAGE_SUFFIXES
-        and f.is_file()
-        and not any(part.startswith(".") for part in f.relative_to(folder).parts)
-    )
+    files = image_files(folder)
     chosen = _choice(len(files), limit, seed)
     if chosen is not None:
         files = [files[i] for i in chosen]
@@ -172,7 +164,9 @@ def _not_empty(samples: RawSamples) -> RawSamples:
     return samples
 
 
-def _raw(sample: Tensor | Image.Image) -> bytes:
+def _raw(sample: Tensor | Image.Image | str) -> bytes:
+    if isinstance(sample, str):
+        return sample.encode()
     if isinstance(sample, Tensor):
         return bytes(sample.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     pixels = np.asarray(sample.convert("RGB"))

@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from mingle.suites.base_suite import FolderSuite
+from mingle.suites.base_folder import FolderSuite
 
 PLUGIN = FolderSuite(Path(__file__).parent / "glyph8")

@@ -1,0 +1,120 @@
+"""A suite in one folder: the shipped ones, and a user's own."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mingle.errors import ConfigError
+from mingle.suites.base_suite import SUITES, Suite
+
+SUPPORTED_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FolderSuite(Suite):
+    """A suite that lies in one folder.
+
+    ``suite.json`` names base and tasks; ``base/`` and ``<task>/`` are model folders; every
+    ``data/<task>.safetensors`` holds ``test_images`` uint8 (N, 3, H, W), ``test_labels`` int64 (N,) and
+    ``seed_images`` uint8 (M, 3, H, W). ``data/<task>.train.safetensors`` may hold ``train_images`` and
+    ``train_labels`` of the same forms.
+    """
+
+    folder: Path
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """``suite.json``. Raises ConfigError when it is missing, damaged or of a newer schema."""
+        path = self.folder / "suite.json"
+        try:
+            value: object = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: not a readable suite description ({error})") from error
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        if value.get("schema") != SUPPORTED_SCHEMA:
+            raise ConfigError(
+                f"{path}: expected schema {SUPPORTED_SCHEMA}, found {value.get('schema')!r}; update mingle"
+            )
+        missing = [key for key in ("name", "backbone", "base", "tasks") if key not in value]
+        if missing:
+            raise ConfigError(f"{path}: does not say {', '.join(map(repr, missing))}")
+        return value
+
+    @property
+    def name(self) -> str:
+        """Name of the suite."""
+        return str(self.description["name"])
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone its models belong to."""
+        return str(self.description["backbone"])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks in the suite's own order."""
+        return tuple(self.description["tasks"])
+
+    @property
+    def base(self) -> Path:
+        """Folder of the pretrained model."""
+        return self.folder / str(self.description["base"])
+
+    def checkpoint(self, task: str) -> Path:
+        """Folder of a task's fine-tuned model. Raises UnknownNameError."""
+        self.require(task)
+        return self.folder / task
+
+    def test(self, task: str) -> tuple[Tensor, Tensor]:
+        """Scored images uint8 (N, 3, H, W) and labels (N,)."""
+        data = self._data(task, "test_images", "test_labels", "seed_images")
+        return data["test_images"], data["test_labels"]
+
+    def seeds(self, task: str) -> Tensor:
+        """Unlabelled images uint8 (M, 3, H, W) that are in neither training nor test data."""
+        return self._data(task, "test_images", "test_labels", "seed_images")["seed_images"]
+
+    def train(self, task: str) -> tuple[Tensor, Tensor]:
+        """Training images uint8 (N, 3, H, W) and labels (N,). Raises ConfigError where there are none."""
+        if not self._file(task, ".train").exists():
+            super().train(task)
+        data = self._data(task, "train_images", "train_labels", part=".train")
+        return data["train_images"], data["train_labels"]
+
+    def missing(self, tasks: Iterable[str]) -> list[str]:
+        """Model folders and data files that are not there."""
+        chosen = list(tasks)
+        paths = [self.base, *(self.checkpoint(task) for task in chosen), *(self._file(t) for t in chosen)]
+        return [
+            f"{path}: not found; put it back into the suite's folder" for path in paths if not path.exists()
+        ]
+
+    def _file(self, task: str, part: str = "") -> Path:
+        return self.checkpoint(task).parent / "data" / f"{task}{part}.safetensors"
+
+    def _data(self, task: str, *keys: str, part: str = "") -> dict[str, Tensor]:
+        path = self._file(task, part)
+        try:
+            data: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(f"{path}: data of task {task!r} not readable ({error})") from error
+        missing = [key for key in keys if key not in data]
+        if missing:
+            raise ConfigError(
+                f"{path}: no tensor {', '.join(map(repr, missing))}; found {', '.join(sorted(data))}"
+            )
+        return data
+
+
+def open_suite(source: str | Path) -> Suite:
+    """A suite by name, or the folder of one's own (see FolderSuite). Raises UnknownNameError."""
+    folder = Path(source)
+    return FolderSuite(folder) if (folder / "suite.json").exists() else SUITES.get(str(source))
