@@ -1,18 +1,17 @@
 """Computing one cell: merge a suite in an order with a method, and score it."""
 
-import dataclasses
 import hashlib
-import os
 import tempfile
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mingle.backbones import BACKBONES
+from mingle.backbones import BACKBONES, Samples
+from mingle.benchmark.examples import example_predictions
 from mingle.benchmark.executors import Outcome, failure
 from mingle.benchmark.plan import Cell, Corruption
 from mingle.errors import ConfigError, MingleError
@@ -24,19 +23,21 @@ from mingle.state import MergeRun
 from mingle.suites import RawSamples, Suite, open_suite, suite_samples
 
 
-def compute(cell: Cell) -> Outcome:
-    """The outcome of a cell; a method that fails gives a reason instead of numbers, and stops nobody else."""
+def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent) -> Outcome:
+    """The outcome of a cell; a method that fails gives a reason instead of numbers, and stops nobody else.
+
+    The run is kept if a folder is given.
+    """
     torch.set_num_threads(cell.threads)
     try:
-        return compute_in(cell)
+        return _compute(cell, folder, progress)
     except MingleError as error:
         return failure(str(error))
     except Exception as error:  # noqa: BLE001 – a bug in one method must not cost the others their numbers
         return {**failure(f"{type(error).__name__}: {error}"), "traceback": traceback.format_exc()}
 
 
-def compute_in(cell: Cell, folder: Path | None = None, progress: Progress = silent) -> Outcome:
-    """The outcome of a cell; the run is kept if a folder is given. Raises MingleError."""
+def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     suite = _suite(cell.suite)
     if suite_fingerprint(cell.suite) != cell.fingerprint:
         raise ConfigError(f"suite {cell.suite!r} on this machine is not the one that the benchmark started with")
@@ -45,9 +46,11 @@ def compute_in(cell: Cell, folder: Path | None = None, progress: Progress = sile
         tests = _tests(cell.suite, cell.samples, cell.corruption)
         scored = {task: tests[task] for task in cell.tasks}
         evaluation = evaluate_run(run, scored, progress=progress)
+        examples = example_predictions(run, suite, scored)
     return {
         "status": "done",
         **evaluation.as_dict(),
+        "examples": examples,
         "test_hashes": {task: _test_hash(test) for task, test in scored.items()},
         "versions": versions(),
         "machine": machine(),
@@ -78,8 +81,10 @@ def _tests(suite: str, samples: int | None, corruption: Corruption | None) -> di
     opened = _suite(suite)
     backbone = BACKBONES.get(opened.backbone)()
     base = Base(backbone, backbone.open(opened.base))
-    change = None if corruption is None else _corrupting(corruption)
-    return scored_tasks(opened, opened.tasks, base, samples, change)
+    tests = scored_tasks(opened, opened.tasks, base, samples)
+    if corruption is None:
+        return tests
+    return {task: replace(test, samples=_corrupted(test.samples, corruption)) for task, test in tests.items()}
 
 
 def _merge(cell: Cell, suite: Suite, folder: Path, progress: Progress) -> MergeRun:
@@ -111,11 +116,11 @@ def _seeds(cell: Cell, suite: Suite, task: str, run: MergeRun) -> RawSamples:
     found = suite_samples(suite, task, scored=run.method.scored_seeds)
     if cell.corruption is None:
         return found
-    return dataclasses.replace(found, samples=_corrupting(cell.corruption)(found.samples))
+    return replace(found, samples=_corrupted(found.samples, cell.corruption))
 
 
-def _corrupting(corruption: Corruption) -> Any:
-    return lambda samples: corrupt(samples, corruption.name, corruption.severity)
+def _corrupted(samples: Samples, corruption: Corruption) -> Samples:
+    return corrupt(samples, corruption.name, corruption.severity)
 
 
 def _test_hash(test: ScoredTask) -> str:

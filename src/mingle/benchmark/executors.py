@@ -9,13 +9,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from mingle.benchmark.plan import Cell
 from mingle.errors import ConfigError
+from mingle.methods.base_method import Progress, silent
 
 Outcome = dict[str, Any]
-Work = Callable[[Cell], Outcome]
+Work = Callable[..., Outcome]
 
 ATTEMPTS = 2
 """How often a cell is tried whose process died, taking its neighbours with it."""
@@ -29,12 +32,22 @@ class Executor(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class InProcess:
-    """One cell after the other, here."""
+    """One cell after the other, here; ``keep``: the folder in which the merged runs stay."""
+
+    keep: Path | None = None
+    progress: Progress = silent
 
     def run(self, work: Work, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Outcome]]:
         """Every cell with its outcome, in order."""
-        return ((cell, work(cell)) for cell in cells)
+        for number, cell in enumerate(cells, start=1):
+            name = cell.method if cell.preset == "default" else f"{cell.method}-{cell.preset}"
+            progress = self._labelled(f"[{number}/{len(cells)}] {name}")
+            yield cell, work(cell, self.keep and self.keep / name, progress)
+
+    def _labelled(self, prefix: str) -> Progress:
+        return lambda what, done, total: self.progress(f"{prefix}: {what}", done, total)
 
 
 class ProcessPool:

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mingle.config import Options
 from mingle.errors import ConfigError, UnknownNameError
-from mingle.methods import METHODS
+from mingle.methods import METHODS, Method
 from mingle.registry import Registry
 
 ORDERS = tuple(range(42, 52))
@@ -32,8 +31,7 @@ class Contender:
     """One row of a table.
 
     ``many_tasks``: further options for more than eight tasks (the paper's λ). ``point``: what the row
-    varies, for curves and pivots, such as ``{"steps": 50}``. ``labelled`` rows train on labels: they need
-    training data and run with fewer orders.
+    varies, for curves and pivots, such as ``{"steps": 50}``.
     """
 
     label: str
@@ -44,16 +42,10 @@ class Contender:
     point: Mapping[str, Any] = field(default_factory=dict)
     corruption: Corruption | None = None
 
-    def resolved(self, tasks: int) -> Options:
-        """The method's options for that many tasks. Raises UnknownNameError, ConfigError."""
+    def build(self, tasks: int) -> Method[Any]:
+        """The method with its options for that many tasks. Raises UnknownNameError, ConfigError."""
         changes = {**self.options, **(self.many_tasks if tasks > FEW_TASKS else {})}
-        options: Options = METHODS.get(self.method).with_preset(self.preset, changes).options
-        return options
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the method trains on labels."""
-        return METHODS.get(self.method).needs_labels
+        return METHODS.get(self.method).with_preset(self.preset, changes)
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,8 @@ class Table:
 
     ``columns``: metrics, most important first. ``pivot``: a key of every row's ``point`` that becomes the
     columns instead. ``curves``: keys whose values a metric is drawn against. ``first_tasks``: only so many of
-    the suite's tasks, those that ``prefer`` names where the suite has them all.
+    the suite's tasks, those that ``prefer`` names where the suite has them all. ``shuffled``: whether an
+    order is the shuffle of its seed, or always the suite's own.
     """
 
     title: str
@@ -72,6 +65,7 @@ class Table:
     curves: tuple[str, ...] = ()
     first_tasks: int | None = None
     prefer: tuple[str, ...] = ()
+    shuffled: bool = True
 
     def tasks(self, known: Sequence[str]) -> tuple[str, ...]:
         """The tasks of a suite that the table uses."""
@@ -123,7 +117,7 @@ def check(contenders: Sequence[Contender], tasks: int) -> None:
     problems = []
     for contender in contenders:
         try:
-            contender.resolved(tasks)
+            contender.build(tasks)
         except ConfigError as error:
             problems.append(f"{contender.label}: {error}")
     labels = [contender.label for contender in contenders]

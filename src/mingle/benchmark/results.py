@@ -9,6 +9,7 @@ Shape of the results (schema 2)::
     rows         [{label, method, preset, options, point, corruption, bound, one_model, settings,
                    cells: [{seed, tasks, status, reason | matrix, metrics, cost, losses, gates, energy, …}],
                    mean: {…}, std: {…}}]
+    examples     [{task, image, truth}]; a cell's examples are the classes it says for them, in this order
     samples_per_task, versions, machine, created, command
 """
 
@@ -17,12 +18,16 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from mingle.benchmark.examples import example_images
 from mingle.benchmark.executors import Outcome
 from mingle.benchmark.plan import BOUNDS, Cell, Contender, Table
 from mingle.benchmark.results_file import RESULTS_SCHEMA
 from mingle.evaluation import relative_metrics
 from mingle.provenance import machine, versions
 from mingle.suites import Suite
+
+DETAILS = ("gates", "losses", "energy", "seed_samples", "examples", "settings")
+"""Large parts that only the first order of a row keeps; every cell's own file has them."""
 
 Plan = Sequence[tuple[Contender, Sequence[Cell]]]
 
@@ -61,6 +66,7 @@ def assemble(
         "rows": rows,
         "versions": versions(),
         "machine": machine(),
+        "examples": example_images(suite, table.tasks(suite.tasks)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
     }
@@ -80,6 +86,9 @@ def _row(
     individual: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     found = [_cell(cell, outcomes[cell.key], individual) for cell in cells]
+    for cell in found[1:]:
+        for part in DETAILS:
+            cell.pop(part, None)
     done = [cell for cell in found if cell["status"] == "done"]
     first = done[0] if done else {}
     return {

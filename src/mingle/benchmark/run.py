@@ -46,11 +46,21 @@ def prepare(table: Table, suite: Suite, contenders: Sequence[Contender]) -> tupl
     tasks = table.tasks(suite.tasks)
     check(contenders, len(tasks))
     missing = suite.missing(tasks)
-    if any(contender.labelled for contender in contenders):
-        missing += suite.missing_training(tasks)
+    if any(contender.build(len(tasks)).needs_labels for contender in contenders):
+        missing += _missing_labels(suite, tasks)
     if missing:
         raise ConfigError(f"suite {suite.name!r} is not complete: " + "; ".join(missing))
     return tasks
+
+
+def _missing_labels(suite: Suite, tasks: Sequence[str]) -> list[str]:
+    problems = []
+    for task in tasks:
+        try:
+            suite.train(task)
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems
 
 
 def run_table(
@@ -69,20 +79,28 @@ def run_table(
 ) -> dict[str, Any]:
     """Computes what ``folder`` does not hold yet, and returns the results of the whole table.
 
-    Every contender runs once per order (``labelled`` ones only the first ``labelled_orders``), the bounds in
-    the first order. Raises ConfigError before anything runs; a failing cell is reported in the results.
+    Every contender runs once per order (those that train on labels only the first ``labelled_orders``), the
+    bounds in the first order. Raises ConfigError before anything runs; a failing cell is reported in the results.
     """
     suite, rows = open_suite(suite_source), (*BOUNDS, *(contenders or table.contenders))
     tasks = prepare(table, suite, rows)
     fingerprint = suite_fingerprint(suite_source)
 
     def cells_of(row: Contender) -> list[Cell]:
-        count = 1 if row in BOUNDS else labelled_orders if row.labelled else None
-        options = row.resolved(len(tasks)).model_dump()
+        method = row.build(len(tasks))
+        count = 1 if row in BOUNDS else labelled_orders if method.needs_labels else None
         return [
             Cell(
-                suite_source, fingerprint, task_order(tasks, seed), seed, row.method, row.preset, options,
-                samples, row.corruption, threads,
+                suite=suite_source,
+                fingerprint=fingerprint,
+                tasks=task_order(tasks, seed) if table.shuffled else tasks,
+                seed=seed,
+                method=row.method,
+                preset=row.preset,
+                options=method.options.model_dump(),
+                samples=samples,
+                corruption=row.corruption,
+                threads=threads,
             )
             for seed in orders[:count]
         ]

@@ -64,17 +64,17 @@ def bench(
             command=f"mingle bench {table} {given}",
             progress=progress,
         )
-    publish({"table": table, **results}, out / f"{table}-{results['suite']['name']}.json", as_json=json)
+    target = out / f"{table}-{results['suite']['name']}.json"
+    publish({"table": table, **results}, target, target.with_suffix(".html"), as_json=json)
 
 
-def publish(results: Mapping[str, Any], target: Path, *, as_json: bool) -> None:
+def publish(results: Mapping[str, Any], target: Path, page: Path, *, as_json: bool) -> None:
     """Writes the results and their page, and prints the table."""
     from rich.console import Console
 
     from mingle.benchmark import write_json
     from mingle.report import markdown, terminal, write_report
 
-    page = target.with_suffix(".html")
     write_json(results, target)
     write_report(results, page)
     if as_json:

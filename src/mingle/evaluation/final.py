@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import Backbone, Head
-from mingle.evaluation.matrix import ScoredTask
+from mingle.evaluation.matrix import BATCH, ScoredTask
 from mingle.layers import GateReduction, mixtures
 from mingle.methods import Method, State
 
@@ -95,7 +95,7 @@ def _by_reduction(
 
 def _features(backbone: Backbone, model: nn.Module, tests: Mapping[str, ScoredTask]) -> dict[str, Tensor]:
     return {
-        task: torch.cat([backbone.features(model, part) for part in test.batches()])
+        task: torch.cat([backbone.features(model, part) for part in test.batches(BATCH)])
         for task, test in tests.items()
     }
 

@@ -7,4 +7,5 @@ PLUGIN = Table(
     "Demo",
     (AVERAGE, TASK_ARITHMETIC, MINGLE, Contender("mingle (reference)", "mingle", "reference")),
     ("acc", "bwt", "normalised_acc", "mixed_acc", "fwt", "seconds", "megabytes"),
+    shuffled=False,
 )
