@@ -1,6 +1,6 @@
 """Several methods on one suite, side by side, in several orders."""
 
-from mingle.benchmark.executors import Executor, InProcess, ProcessPool, RayCluster
+from mingle.benchmark.executors import Executor, InProcess, ProcessPool, RayCluster, choose_executor
 from mingle.benchmark.plan import (
     BOUNDS,
     ORDERS,
@@ -29,6 +29,7 @@ __all__ = [
     "ProcessPool",
     "RayCluster",
     "Table",
+    "choose_executor",
     "parse_orders",
     "read_results",
     "run_table",

@@ -33,14 +33,16 @@ def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent)
         return _compute(cell, folder, progress)
     except MingleError as error:
         return failure(str(error))
-    except Exception as error:  # noqa: BLE001 – a bug in one method must not cost the others their numbers
+    except Exception as error:
         return {**failure(f"{type(error).__name__}: {error}"), "traceback": traceback.format_exc()}
 
 
 def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     suite = _suite(cell.suite)
     if suite_fingerprint(cell.suite) != cell.fingerprint:
-        raise ConfigError(f"suite {cell.suite!r} on this machine is not the one that the benchmark started with")
+        raise ConfigError(
+            f"suite {cell.suite!r} on this machine is not the one that the benchmark started with"
+        )
     with tempfile.TemporaryDirectory(prefix="mingle-cell-") as temporary:
         run = _merge(cell, suite, folder or Path(temporary) / "run", progress)
         tests = _tests(cell.suite, cell.samples, cell.corruption)

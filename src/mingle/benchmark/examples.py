@@ -58,7 +58,7 @@ def _places(count: int) -> list[int]:
     return [count * (2 * i + 1) // (2 * EXAMPLES) for i in range(EXAMPLES)]
 
 
-def _picture(sample: Any) -> str | None:
+def _picture(sample: Tensor | Image.Image | str) -> str | None:
     if isinstance(sample, Tensor):
         sample = Image.fromarray(sample.permute(1, 2, 0).numpy())
     if not isinstance(sample, Image.Image):

@@ -127,3 +127,10 @@ class RayCluster:
 def failure(reason: str) -> Outcome:
     """The outcome of a cell that has no numbers, and why."""
     return {"status": "failed", "reason": reason}
+
+
+def choose_executor(workers: int | None, ray: str | None, threads: int) -> Executor:
+    """Ray where an address is given, else ``workers`` processes, by default one for ``threads`` cores."""
+    if ray is not None:
+        return RayCluster(ray)
+    return ProcessPool(workers or max(1, (os.cpu_count() or 1) // threads))

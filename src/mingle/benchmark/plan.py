@@ -69,7 +69,11 @@ class Table:
 
     def tasks(self, known: Sequence[str]) -> tuple[str, ...]:
         """The tasks of a suite that the table uses."""
-        return self.prefer if self.prefer and set(self.prefer) <= set(known) else tuple(known[: self.first_tasks])
+        return (
+            self.prefer
+            if self.prefer and set(self.prefer) <= set(known)
+            else tuple(known[: self.first_tasks])
+        )
 
 
 TABLES: Registry[Table] = Registry("table", "mingle.benchmark.tables")
@@ -121,7 +125,9 @@ def check(contenders: Sequence[Contender], tasks: int) -> None:
         except ConfigError as error:
             problems.append(f"{contender.label}: {error}")
     labels = [contender.label for contender in contenders]
-    problems += [f"{label}: two rows of that name" for label in sorted(set(labels)) if labels.count(label) > 1]
+    problems += [
+        f"{label}: two rows of that name" for label in sorted(set(labels)) if labels.count(label) > 1
+    ]
     if problems:
         raise ConfigError("; ".join(problems))
 

@@ -80,7 +80,7 @@ def run_table(
     """Computes what ``folder`` does not hold yet, and returns the results of the whole table.
 
     Every contender runs once per order (those that train on labels only the first ``labelled_orders``), the
-    bounds in the first order. Raises ConfigError before anything runs; a failing cell is reported in the results.
+    bounds in the first order. Raises ConfigError before anything runs; a failing cell is part of the results.
     """
     suite, rows = open_suite(suite_source), (*BOUNDS, *(contenders or table.contenders))
     tasks = prepare(table, suite, rows)

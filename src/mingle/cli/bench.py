@@ -1,26 +1,20 @@
 """The benchmark: every table and figure with one command each."""
 
-import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mingle.cli.console import Command, Json, progress_bar, show
-
-if TYPE_CHECKING:
-    from mingle.benchmark import Executor
 
 
 def bench(
     table: Annotated[str | None, typer.Argument(help="Table or figure  [default: list them].")] = None,
     suite: Annotated[str, typer.Option(help="Suite to merge: a name or a folder.")] = "glyph8",
     orders: Annotated[str, typer.Option(help="Seeds of the task orders, e.g. 42-51 or 42,45.")] = "42-51",
-    labelled_orders: Annotated[
-        int, typer.Option(min=1, help="Orders of methods that train on labels.")
-    ] = 2,
+    labelled_orders: Annotated[int, typer.Option(min=1, help="Orders of methods that train on labels.")] = 2,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
     ] = None,
@@ -40,7 +34,7 @@ def bench(
 
     Finished cells are kept in OUT/cells: the same command computes only what is missing.
     """
-    from mingle.benchmark import TABLES, parse_orders, run_table, select
+    from mingle.benchmark import TABLES, choose_executor, parse_orders, run_table, select
 
     if table is None:
         titles = {name: TABLES.get(name).title for name in TABLES.names()}
@@ -54,7 +48,7 @@ def bench(
         results = run_table(
             chosen,
             suite,
-            _executor(workers, ray, threads),
+            choose_executor(workers, ray, threads),
             out,
             orders=parse_orders(orders),
             labelled_orders=labelled_orders,
@@ -90,14 +84,6 @@ def publish(results: Mapping[str, Any], target: Path, page: Path, *, as_json: bo
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _executor(workers: int | None, ray: str | None, threads: int) -> Executor:
-    from mingle.benchmark import ProcessPool, RayCluster
-
-    if ray is not None:
-        return RayCluster(ray)
-    return ProcessPool(workers or max(1, (os.cpu_count() or 1) // threads))
 
 
 COMMANDS = (Command(bench, "Example: `mingle bench table1 --suite glyph8 --orders 42-51`"),)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mingle.cli.bench import publish
-from mingle.cli.console import Command, Json, progress_bar, show
+from mingle.cli.console import Command, Json, progress_bar
 
 
 def demo(

@@ -1,4 +1,4 @@
-"""What the last merged model does when the protocol changes: no task id, other gates, seeds left out; its cost.
+"""The last merged model under other protocols – no task id, other gates, seeds left out – and its cost.
 
 Shapes: N test samples of a task; logits (N, C) of a task's own head, (N, ΣC) over the union of all labels.
 """
@@ -40,7 +40,7 @@ def final_metrics(
     seconds = time.perf_counter() - started
     own = {task: _hits(backbone, features[task], heads[task], test) for task, test in tests.items()}
     metrics: Metrics = {
-        "agnostic_acc": _mean([_agnostic(backbone, features[t], heads, t, test) for t, test in tests.items()]),
+        "agnostic_acc": _mean([_agnostic(backbone, features[t], heads, tests[t]) for t in tests]),
         "unseen_acc": _mean([own[task][_unseen(test, used)] for task, test in tests.items()]),
         **_by_reduction(backbone, model, heads, tests, own),
     }
@@ -111,13 +111,11 @@ def _hits(backbone: Backbone, features: Tensor, head: Head, test: ScoredTask) ->
     return (backbone.classify(features, head).argmax(-1) == test.labels).float()
 
 
-def _agnostic(
-    backbone: Backbone, features: Tensor, heads: Mapping[str, Head], task: str, test: ScoredTask
-) -> Tensor:
+def _agnostic(backbone: Backbone, features: Tensor, heads: Mapping[str, Head], test: ScoredTask) -> Tensor:
     names = [name for head in heads.values() for name in head.classes]
     logits = torch.cat([backbone.classify(features, head) for head in heads.values()], dim=-1)
     said = [names[i] for i in logits.argmax(-1).tolist()]
-    true = [heads[task].classes[i] for i in test.labels.tolist()]
+    true = [heads[test.task].classes[i] for i in test.labels.tolist()]
     return torch.tensor([float(one == other) for one, other in zip(said, true, strict=True)])
 
 

@@ -190,6 +190,11 @@ class Method(ABC, Generic[OptionsT]):
         """Whether seeds come from the labelled test images that are also scored (the paper's protocol)."""
         return False
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether ``update`` trains on labels: its seeds are then the labelled training samples."""
+        return False
+
     def _require_task(self, task: str | None) -> str:
         if task is None:
             raise ConfigError(

@@ -43,7 +43,7 @@ ROUTERS = (Contender("nearest subspace", "nearest_subspace"), Contender("oracle 
 
 
 def sweep(key: str, values: Iterable[Any], fixed: Mapping[str, Any] | None = None) -> tuple[Contender, ...]:
-    """mingle with one option at several values."""
+    """Mingle with one option at several values."""
     return tuple(
         Contender(f"{key} {value}", "mingle", options={**(fixed or {}), key: value}, point={key: value})
         for value in values

@@ -23,5 +23,15 @@ PLUGIN = Table(
         MINGLE_PAPER,
         MINGLE_REFERENCE,
     ),
-    ("acc", "bwt", "normalised_acc", "mixed_acc", "agnostic_acc", "sample_acc", "batch_acc", "unseen_acc", "seconds"),
+    (
+        "acc",
+        "bwt",
+        "normalised_acc",
+        "mixed_acc",
+        "agnostic_acc",
+        "sample_acc",
+        "batch_acc",
+        "unseen_acc",
+        "seconds",
+    ),
 )

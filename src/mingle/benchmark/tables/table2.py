@@ -1,4 +1,4 @@
-"""Against training on labels: the sequential variant and the sequentially fine-tuned model (the paper: MTIL)."""
+"""Against training on labels: MINGLE-Seq and the sequentially fine-tuned model (the paper: MTIL)."""
 
 from mingle.benchmark.plan import Contender, Table
 from mingle.benchmark.tables.base_rows import MINGLE, OPCM

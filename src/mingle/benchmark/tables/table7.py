@@ -8,7 +8,9 @@ from mingle.benchmark.tables.base_rows import sweep
 
 def _at(sites: str) -> tuple[Contender, ...]:
     rows = sweep("rank", (4, 8, 16, 32, 64), {"sites": sites})
-    return tuple(replace(row, label=f"{sites}, {row.label}", point={**row.point, "sites": sites}) for row in rows)
+    return tuple(
+        replace(row, label=f"{sites}, {row.label}", point={**row.point, "sites": sites}) for row in rows
+    )
 
 
 PLUGIN = Table(

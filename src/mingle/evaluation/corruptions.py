@@ -1,0 +1,5 @@
+CORRUPTIONS = ()
+
+
+def corrupt(samples, name, severity):
+    raise NotImplementedError
