@@ -15,9 +15,9 @@ GateReduction = Literal["sample", "batch"]
 class PooledInput(nn.Module):
     """``x̄``: the mean of a layer's input over its tokens, shared by all Linears that read the same tensor.
 
-    A tensor without token axes, (N, d_in) or (d_in,), is its own mean. ``mask`` (N, tokens), set by the
-    backbone for the length of one forward pass, leaves padding tokens out. Pooling first and gating the
-    mean is the same number as gating every token and averaging, because the gate is linear.
+    A tensor without token axes, (N, d_in) or (d_in,), is its own mean, whatever the mask. ``mask``
+    (N, tokens), set by the backbone for the length of one forward pass, leaves padding tokens out. Pooling
+    first and gating the mean is the same number as gating every token and averaging: the gate is linear.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,10 @@ class PooledInput(nn.Module):
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
         self._mask, self._last = mask, None
+
+    def mask_of(self, x: Tensor) -> Tensor | None:
+        """Which tokens of an input count; None for all of them, as of an input without token axes."""
+        return self._mask if x.dim() > 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, …, d_in) or (d_in,) -> (N, d_in)."""

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import OBJECTIVES, GateGroup, adapt, draw_batches, second_moments, select_seeds
-from mingle.backbones import Batch, Head, count, split, take
+from mingle.backbones import Batch, Head, Lesson, count, split, take
+from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.layers import LinearGroup, MixtureLinear
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
 from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
 from mingle.subspace import NullSpaceProjector, extend_basis
-
-FORWARD_BATCH = 64
-"""Samples per forward pass outside the adaptation loop."""
 
 
 class AdaptedGates(NamedTuple):
@@ -74,7 +72,7 @@ def adapt_gates(
         layer.gate.freeze()
     moments = second_moments(
         {name: layers[name] for name in bases},
-        [_forward(state.base, model, part) for part in split(seeds.batch, FORWARD_BATCH)],
+        [_forward(state.base, model, part, seeds.head) for part in split(seeds.batch, FORWARD_BATCH)],
         augmented=options.gate_bias == "augmented",
     )
     subspace = {
@@ -87,12 +85,16 @@ def adapt_gates(
 
 
 class Seeds(NamedTuple):
-    """Chosen seed samples, what the teacher says of them (N, C), and how they were chosen."""
+    """Chosen seed samples with what the teacher says of them, and how they were chosen."""
 
-    batch: Batch
-    teacher: Tensor
+    lesson: Lesson
     head: Head
     report: dict[str, Any]
+
+    @property
+    def batch(self) -> Batch:
+        """The samples."""
+        return self.lesson.batch
 
 
 def choose_seeds(
@@ -101,20 +103,18 @@ def choose_seeds(
     """Draws seed samples and asks the teacher once about each. Raises SeedsError, CheckpointError."""
     pool, head = require_seeds(arrival)
     teacher = base.backbone.build(arrival.checkpoint, base.checkpoint, base.dtype)
-
-    def teach(batch: Batch) -> Tensor:
-        features = torch.cat([_forward(base, teacher, part)() for part in split(batch, FORWARD_BATCH)])
-        return base.backbone.classify(features, head)
-
-    chosen, said = replay.seeds, None
+    chosen, lesson = replay.seeds, None
     if chosen is None:
         classes = pool.labels
         if options.seeds == "teacher":
-            said = teach(pool.batch)
-            classes = said.argmax(-1)
-        wanted = options.seeds_per_class * len(head.classes)
+            lesson = base.backbone.teach(teacher, pool.batch, head)
+            classes = lesson.classes
+        wanted = options.seeds_in_all or options.seeds_per_class * len(head.classes)
         chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=classes)
-    batch = take(pool.batch, chosen)
+    if lesson is None:
+        lesson = base.backbone.teach(teacher, take(pool.batch, chosen), head)
+    else:
+        lesson = lesson.take(chosen)
     report: dict[str, Any] = {
         "source": pool.source,
         "selection": options.seeds,
@@ -122,7 +122,7 @@ def choose_seeds(
         "pool": count(pool.batch),
         "ids": [pool.ids[i] for i in chosen.tolist()] if pool.ids else [],
     }
-    return Seeds(batch, teach(batch) if said is None else said[chosen], head, report)
+    return Seeds(lesson, head, report)
 
 
 def _distillation(
@@ -131,10 +131,9 @@ def _distillation(
     objective = OBJECTIVES[options.loss]
 
     def loss(index: Tensor) -> Tensor:
-        features = base.backbone.features(model, take(seeds.batch, index))
-        return objective(
-            base.backbone.classify(features, seeds.head), seeds.teacher[index], options.temperature
-        )
+        lesson = seeds.lesson.take(index)
+        student = base.backbone.logits(model, lesson.batch, seeds.head)
+        return objective(student, lesson.logits, options.temperature, lesson.mask)
 
     return loss
 
@@ -163,10 +162,10 @@ def _initial_gate(
     return weight, weight.new_zeros(())
 
 
-def _forward(base: Base, model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+def _forward(base: Base, model: nn.Module, batch: Batch, head: Head) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
-            return base.backbone.features(model, batch)
+            return base.backbone.logits(model, batch, head)
 
     return run
 

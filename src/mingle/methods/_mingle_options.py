@@ -16,7 +16,8 @@ class MingleOptions(Options):
     """Options of the method; the defaults are what we recommend.
 
     ``rank`` and ``lr`` left out follow the model's width d: ``rank = clamp(64·d/768, 16, 64)``,
-    ``lr = 1e-4 · max(1, 768/d)`` – the paper's values at d ≥ 768.
+    ``lr = 1e-4 · max(1, 768/d)`` – the paper's values at d ≥ 768. ``seeds_in_all`` samples are drawn where it
+    is given, ``seeds_per_class`` times the number of classes where it is not.
     """
 
     sites: str = "full"
@@ -41,6 +42,7 @@ class MingleOptions(Options):
     loss: Literal["kl", "soft_ce"] = "kl"
     seeds: SeedSelection = "random"
     seeds_per_class: int = Field(5, ge=1)
+    seeds_in_all: int | None = Field(None, ge=1)
     seed_pool: Literal["held_out", "scored"] = "held_out"
 
 
@@ -74,12 +76,16 @@ REFERENCE = PAPER | {
 }
 """What the released code computes; rank and lr still follow the width rule (its 64 and 1e-4 at d ≥ 768)."""
 
+TEXT: dict[str, Any] = {"lr": 1e-3, "batch_size": 8, "seeds_in_all": 100}
+"""The paper's settings for text models; an answer vocabulary has no fixed number of classes to count by."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": PAPER,
     "reference": REFERENCE,
     "light": {"sites": "light"},
     "static": {"gates": "static"},
+    "text": TEXT,
 }
 
 

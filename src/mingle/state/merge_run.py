@@ -203,6 +203,8 @@ class MergeRun:
     def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:
         """Class probabilities (N, C) of samples under a task's head, and its class names.
 
+        A row of zeros: the model's answer is no class of the task (models that write text).
+
         Samples pass through the model in batches of 64; only with batch gates the result depends on it.
         """
         self._require(task)
@@ -216,8 +218,8 @@ class MergeRun:
         raw = load_samples(samples).samples
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
         batches = (self.backbone.prepare(part, self.base.checkpoint) for part in parts)
-        logits = [self.backbone.classify(self.backbone.features(model, batch), head) for batch in batches]
-        return torch.cat(logits).softmax(-1), head.classes
+        found = [self.backbone.probabilities(self.backbone.features(model, batch), head) for batch in batches]
+        return torch.cat(found), head.classes
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:
