@@ -147,8 +147,8 @@ def test_public_names_are_pinned():
 
 
 PACKAGES = {
-    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence second_moments "
-    "select_seeds soft_cross_entropy watch_inputs",
+    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence minimise "
+    "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Samples count split take",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
     "build_expert mixtures unwrap wrap wrap_norms",

@@ -80,7 +80,25 @@ def adapt(
     """
     parameters = [parameter for group in groups for parameter in group.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=lr)
-    losses: list[float] = []
+    return minimise(
+        optimizer, loss, batches, step=lambda: _projected_step(groups, optimizer, acts_on), report=report
+    )
+
+
+def minimise(
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor], Tensor],
+    batches: Sequence[Tensor],
+    *,
+    step: Callable[[], object] | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Minimises ``loss(batch indices)`` over the optimizer's parameters; returns the loss of every step.
+
+    One ``step`` per batch, by default the optimizer's own. Raises DivergedError when a loss or a trained
+    value is not finite.
+    """
+    lr, losses = optimizer.param_groups[0]["lr"], list[float]()
     for done, batch in enumerate(batches, start=1):
         optimizer.zero_grad()
         value = loss(batch)
@@ -90,13 +108,15 @@ def adapt(
                 "use a smaller lr"
             )
         value.backward()  # type: ignore[no-untyped-call]
-        _projected_step(groups, optimizer, acts_on)
+        (step or optimizer.step)()
         losses.append(float(value.detach()))
         if report:
             report(done, losses[-1])
-    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+    trained = (p for group in optimizer.param_groups for p in group["params"])
+    if not all(torch.isfinite(parameter).all() for parameter in trained):
         raise DivergedError(
-            f"adaptation: a gate is not finite after {len(batches)} steps, lr {lr:g}; use a smaller lr"
+            f"adaptation: a trained value is not finite after {len(batches)} steps, lr {lr:g}; "
+            "use a smaller lr"
         )
     return losses
 

@@ -4,7 +4,6 @@ Tensors of a step's ``gates``: ``<linear>.weight`` (d_in,), ``<linear>.bias`` ()
 ``<group>`` (d, k), the columns that the task adds to the protected basis U of the group.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from mingle.backbones import Batch, Head, count, split, take
 from mingle.layers import LinearGroup, MixtureLinear
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
+from mingle.methods._seed_samples import derived_generator, seed_report
 from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
 from mingle.subspace import NullSpaceProjector, extend_basis
 
@@ -51,7 +51,7 @@ def adapt_gates(
     progress: Progress = silent,
 ) -> AdaptedGates:
     """Distils the checkpoint into the newest gate rows, then collects the directions they rely on."""
-    generator = torch.Generator().manual_seed(_derived_seed(arrival, len(state.steps)))
+    generator = derived_generator(arrival, len(state.steps))
     seeds = choose_seeds(state.base, arrival, options, replay, generator)
     model, layers = assemble(state, options, experts)
     for name, layer in layers.items():
@@ -115,13 +115,7 @@ def choose_seeds(
         wanted = options.seeds_per_class * len(head.classes)
         chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=classes)
     batch = take(pool.batch, chosen)
-    report: dict[str, Any] = {
-        "source": pool.source,
-        "selection": options.seeds,
-        "used": len(chosen),
-        "pool": count(pool.batch),
-        "ids": [pool.ids[i] for i in chosen.tolist()] if pool.ids else [],
-    }
+    report = seed_report(pool, options.seeds, chosen)
     return Seeds(batch, teach(batch) if said is None else said[chosen], head, report)
 
 
@@ -169,9 +163,3 @@ def _forward(base: Base, model: nn.Module, batch: Batch) -> Callable[[], Tensor]
             return base.backbone.features(model, batch)
 
     return run
-
-
-def _derived_seed(arrival: Arrival, step: int) -> int:
-    # Depends on the run's seed, the task and its position only: a resumed run draws the same numbers.
-    digest = hashlib.sha256(f"{arrival.seed}/{step}/{arrival.name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
