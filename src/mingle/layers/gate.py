@@ -69,7 +69,7 @@ class Gate(nn.Module):
     """``g_i(x) = w_i · x̄ + c_i``: one row per task, no softmax, negative values allowed.
 
     Rows of earlier tasks are buffers. The newest row is a parameter while it is being adapted, and
-    becomes a buffer like the others with ``freeze()``.
+    becomes a buffer like the others with ``freeze()``. ``thaw()`` lets the earlier rows adapt with it.
     """
 
     weight: Tensor
@@ -95,8 +95,19 @@ class Gate(nn.Module):
             self.weight = torch.cat([self.weight, weight.to(self.weight)[None]])
             self.bias = torch.cat([self.bias, bias.to(self.bias)[None]])
 
+    def thaw(self) -> None:
+        """Makes the rows of earlier tasks trainable, until ``freeze()``."""
+        self.weight.requires_grad_()
+        self.bias.requires_grad_()
+
+    def trainable(self) -> list[Tensor]:
+        """Weight and bias of what is being trained, in turn: earlier rows if thawed, then the newest row."""
+        earlier = [self.weight, self.bias] if self.weight.requires_grad else []
+        return earlier + [p for p in (self.new_weight, self.new_bias) if p is not None]
+
     def freeze(self) -> None:
-        """Turns the row that was trainable into a frozen one."""
+        """Turns the rows that were trainable into frozen ones."""
+        self.weight, self.bias = self.weight.detach(), self.bias.detach()
         if self.new_weight is not None and self.new_bias is not None:
             weight, bias = self.new_weight.detach(), self.new_bias.detach()
             self.new_weight = self.new_bias = None
