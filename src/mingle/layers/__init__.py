@@ -1,7 +1,7 @@
 """The merged layer: a frozen Linear plus gated low-rank experts."""
 
 from mingle.layers.expert import Energy, LowRankExpert, build_expert
-from mingle.layers.gate import Gate, GateReduction, PooledInput
+from mingle.layers.gate import Gate, GateReduction, PooledInput, SubspaceGate
 from mingle.layers.mixture import MixtureLinear
 from mingle.layers.norm import MixtureNorm
 from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
@@ -15,6 +15,7 @@ __all__ = [
     "MixtureLinear",
     "MixtureNorm",
     "PooledInput",
+    "SubspaceGate",
     "build_expert",
     "mixtures",
     "unwrap",

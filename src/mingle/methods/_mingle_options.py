@@ -79,13 +79,13 @@ def width_rule(base: Base) -> tuple[int, float]:
 
 
 def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
-    """The options, those that are not theirs at mingle's defaults, with rank and lr by the width rule.
+    """Mingle's options as far as these name them, the rest at its defaults, rank and lr by the width rule.
 
     Raises UnknownNameError for the sites.
     """
     base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
     rank, lr = width_rule(base)
-    chosen = {name: value for name, value in options.model_dump().items() if value is not None}
+    chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
     return ResolvedOptions.model_validate({"rank": rank, "lr": lr} | chosen)
 
 
