@@ -4,6 +4,7 @@ from mingle.layers.expert import Energy, LowRankExpert, build_expert
 from mingle.layers.gate import Gate, GateReduction, PooledInput, SubspaceGate
 from mingle.layers.mixture import MixtureLinear
 from mingle.layers.norm import MixtureNorm
+from mingle.layers.router import RoutedMLP, TokenRouter
 from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "MixtureLinear",
     "MixtureNorm",
     "PooledInput",
+    "RoutedMLP",
     "SubspaceGate",
+    "TokenRouter",
     "build_expert",
     "mixtures",
     "unwrap",
