@@ -147,11 +147,11 @@ def test_public_names_are_pinned():
 
 
 PACKAGES = {
-    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence second_moments "
-    "select_seeds soft_cross_entropy watch_inputs",
+    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence minimise "
+    "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count split take",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
-    "build_expert mixtures unwrap wrap wrap_norms",
+    "RoutedMLP SubspaceGate TokenRouter build_expert mixtures unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank project_delta svd_of_factors truncated_svd",

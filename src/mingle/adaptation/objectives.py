@@ -1,7 +1,7 @@
-"""What the student's predictions are compared with.
+"""What is minimised: the distance of the student's predictions to the teacher's, or their own entropy.
 
 Shapes: logits (N, C) of student and teacher; or (N, L, V), one prediction per token, with a mask (N, L) of
-the tokens that count. Both objectives have the same gradient. The mean is over samples, or over all
+the tokens that count. Both distances have the same gradient. The mean is over samples, or over all
 counted tokens and then times T² (Hinton et al. 2015), as the paper has it for text.
 """
 
@@ -33,6 +33,12 @@ def _mean(values: Tensor, temperature: float, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
     return temperature**2 * values[mask.bool()].mean()
+
+
+def prediction_entropy(logits: Tensor) -> Tensor:
+    """``−1/N Σ p · log p`` with p = softmax(logits), without any label or teacher (arXiv 2310.02575)."""
+    log_p = log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1).mean()
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType({"kl": kl_divergence, "soft_ce": soft_cross_entropy})

@@ -29,6 +29,7 @@ SITES = {
     "full": (*QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
     "light": (*QKV, "mlp.fc1"),
     "light+out": (*QKV, "self_attn.out_proj", "mlp.fc1"),
+    "mlp": ("mlp.fc1", "mlp.fc2"),
 }
 DECISIVE = ("num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size")
 DEFAULT_LOGIT_SCALE = 100.0
@@ -90,7 +91,7 @@ class Clip(Backbone):
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
         """q, k and v of a block read the same tensor; out_proj, fc1 and fc2 each their own."""
         chosen = choose_sites(sites, SITES)
-        kinds = (QKV, *((kind,) for kind in chosen if kind not in QKV))
+        kinds = (*((QKV,) if QKV[0] in chosen else ()), *((kind,) for kind in chosen if kind not in QKV))
         layers = sum(1 for _ in model.get_submodule("vision_model.encoder.layers").children())
         blocks = (f"vision_model.encoder.layers.{i}" for i in range(layers))
         return [
