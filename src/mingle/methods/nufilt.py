@@ -44,7 +44,8 @@ class Nufilt(LinearwiseMethod[NufiltOptions]):
 
     def merge_linear(self, merged: Tensor, new: Tensor, t: int, generator: torch.Generator) -> Tensor:
         """The filtered task vector on top of what is merged."""
-        if t == 1:
+        del t
+        if not merged.any():
             return new
         options, width = self.options, new.shape[1]
         protected = max(min(options.previous_rank, int(options.share * width)), 1)
