@@ -154,8 +154,8 @@ PACKAGES = {
     "RoutedMLP SubspaceGate TokenRouter build_expert mixtures unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
-    "extend_basis numerical_rank project_delta svd_of_factors truncated_svd",
-    "weights": "Checkpoint check_against check_finite open_checkpoint read_json task_vector",
+    "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",
+    "weights": "Checkpoint LazyTensors Spec check_against check_finite open_checkpoint read_json task_vector",
 }
 
 

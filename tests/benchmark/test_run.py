@@ -178,9 +178,8 @@ def test_the_numbers_do_not_depend_on_who_computes_them(executor, finished, tabl
 
 
 def test_corruption_reaches_seeds_and_tests(finished, shared_suite, tmp_path):
-    rows = [
-        replace(ROWS[1], label=name, corruption=Corruption(name)) for name in ("contrast", "gaussian_noise")
-    ]
+    names = ("contrast", "gaussian_noise")
+    rows = [replace(ROWS[1], label=name, corruption=Corruption(name)) for name in names]
     results = run_table(Table("t", tuple(rows)), str(shared_suite), InProcess(), tmp_path, orders=(42,))
     clean = row(finished[0], "mingle")["cells"][0]
     for name in names:
