@@ -1,5 +1,0 @@
-CORRUPTIONS = ()
-
-
-def corrupt(samples, name, severity):
-    raise NotImplementedError
