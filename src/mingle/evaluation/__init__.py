@@ -1,5 +1,6 @@
 """The accuracy matrix, and everything that follows from it."""
 
+from mingle.evaluation.corruptions import CORRUPTIONS, corrupt
 from mingle.evaluation.gates import GateActivations, gate_activations
 from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy, scored_tasks
 from mingle.evaluation.metrics import (
@@ -11,6 +12,7 @@ from mingle.evaluation.metrics import (
 from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies
 
 __all__ = [
+    "CORRUPTIONS",
     "Evaluation",
     "GateActivations",
     "ScoredTask",
@@ -18,6 +20,7 @@ __all__ = [
     "accuracy_matrix",
     "average_accuracy",
     "backward_transfer",
+    "corrupt",
     "evaluate_run",
     "forward_transfer",
     "gate_activations",
