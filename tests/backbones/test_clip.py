@@ -266,3 +266,8 @@ def test_batches_are_counted_and_cut():
 
 def test_the_family_is_registered():
     assert BACKBONES.get("clip") is Clip
+
+
+def test_texts_are_no_images(base):
+    with pytest.raises(SeedsError, match="expected pictures, found texts"):
+        BACKBONE.prepare(["a cat"], base.checkpoint)

@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from mingle.errors import CheckpointError, UnknownNameError
+from mingle.errors import CheckpointError, ConfigError, UnknownNameError
 from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, open_checkpoint
 
@@ -118,6 +118,13 @@ class Backbone(ABC):
 
         Raises CheckpointError.
         """
+
+    def zero_shot_head(
+        self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Head:
+        """A head out of class names alone. Raises ConfigError for a family that cannot make one."""
+        del classes, templates
+        raise ConfigError(f"{base.source}: models of this family cannot classify by class names; pass a head")
 
     @abstractmethod
     def features(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -148,8 +148,11 @@ class Clip(Backbone):
         values = {k: v for k, v in _processor_config(base).items() if k != "image_processor_type"}
         processor = CLIPImageProcessorPil(**values)
         if isinstance(samples, Sequence):
-            images = processor(images=list(samples), return_tensors="pt")
-            return {"pixel_values": images["pixel_values"]}
+            images = list(samples)
+            if any(isinstance(sample, str) for sample in images):
+                raise SeedsError("images: expected pictures, found texts; is it the right backbone?")
+            found = processor(images=images, return_tensors="pt")
+            return {"pixel_values": found["pixel_values"]}
         size = int(_vision_config(base).image_size)
         if samples.dim() != 4 or tuple(samples.shape[1:]) != (3, size, size):
             raise SeedsError(
