@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mingle.methods.base_method import Method, OptionsT, State
 
 
-class WeightsMethod(Method[OptionsT], Generic[OptionsT]):
+class TrainedWeightsMethod(Method[OptionsT], Generic[OptionsT]):
     """The merged model is the newest step's ``weights``, or the base before the first task."""
 
     @staticmethod
