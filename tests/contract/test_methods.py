@@ -109,6 +109,10 @@ def test_a_zero_task_vector_leaves_the_base_unchanged(case):
     state = case.merge(*(case.arrival(task, folder="base") for task in TASKS[:2]))
     for t in (1, 2):
         for output in case.outputs(state.prefix(t)).values():
+            if case.name == "sequential":
+                # The bound that merges nothing: it learns from labels, whatever the checkpoint holds.
+                assert (output - case.base_output()).abs().max() > 1e-5
+                continue
             torch.testing.assert_close(output, case.base_output(), atol=1e-6, rtol=0)
 
 

@@ -50,6 +50,8 @@ def corrupt(samples: Samples, name: str, severity: int, seed: int = 0) -> Sample
         raise UnknownNameError("corruption", name, CORRUPTIONS)
     if severity not in SEVERITIES:
         raise ConfigError(f"corruption {name}: expected a severity of 1…5, found {severity}")
+    if not isinstance(samples, Tensor) and any(isinstance(sample, str) for sample in samples):
+        raise SeedsError(f"corruption {name}: expected images, found text")
     if isinstance(samples, Tensor) and (
         samples.dtype != torch.uint8 or samples.dim() != 4 or samples.shape[1] != 3
     ):
@@ -62,6 +64,7 @@ def corrupt(samples: Samples, name: str, severity: int, seed: int = 0) -> Sample
         return [
             Image.fromarray(_corrupt_one(np.asarray(image.convert("RGB")), name, severity, draw))
             for image, draw in zip(samples, draws, strict=True)
+            if not isinstance(image, str)
         ]
     corrupted = torch.empty_like(samples)
     for image, out, draw in zip(samples, corrupted, draws, strict=True):

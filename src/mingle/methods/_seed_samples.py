@@ -1,11 +1,13 @@
 """Seed samples for methods that train on them: how they are drawn and what the report says of them."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from mingle.adaptation import draw_batches, minimise, prediction_entropy, select_seeds
 from mingle.backbones import Batch, Head, count, take
@@ -58,14 +60,20 @@ def seed_report(pool: SeedPool, selection: str, chosen: Tensor) -> dict[str, Any
 def require_labels(arrival: Arrival) -> tuple[SeedPool, Tensor, Head]:
     """The arrival's samples, their labels (N,) and its head. Raises SeedsError, CheckpointError."""
     pool, head = require_seeds(arrival)
-    if pool.labels is None or len(pool.labels) != count(pool.batch):
-        found = "none" if pool.labels is None else f"{len(pool.labels)}"
+    samples, labels = count(pool.batch), pool.labels
+    if samples == 0 or labels is None or len(labels) != samples:
+        found = "none" if labels is None else len(labels)
         raise SeedsError(
-            f"task {arrival.name!r}: this method trains on labelled samples; expected one label per sample, "
-            f"{count(pool.batch)}, found {found}; name a folder with one subfolder per class, an array file "
-            "with labels, or pass labels="
+            f"task {arrival.name!r}: this method trains on labelled samples; expected one label for each of "
+            f"at least one sample, found {samples} samples and {found} labels; name a folder with one "
+            "subfolder per class, an array file with labels, or pass labels="
         )
-    return pool, pool.labels, head
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(head.classes):
+        raise SeedsError(
+            f"task {arrival.name!r}: expected labels from 0 to {len(head.classes) - 1}, the classes of the "
+            f"head, found {int(labels.min())} to {int(labels.max())}"
+        )
+    return pool, labels, head
 
 
 def minimise_entropy(
@@ -93,6 +101,18 @@ def minimise_entropy(
         batches,
         report=lambda done, value: progress(f"adapting, entropy {value:.4f}", done, len(batches)),
     )
+
+
+def cross_entropy_on(
+    base: Base, model: nn.Module, batch: Batch, labels: Tensor, head: Head
+) -> Callable[[Tensor], Tensor]:
+    """The loss ``batch indices -> mean cross-entropy of the model's predictions with the labels``."""
+
+    def loss(index: Tensor) -> Tensor:
+        logits = base.backbone.classify(base.backbone.features(model, take(batch, index)), head)
+        return cross_entropy(logits, labels[index])
+
+    return loss
 
 
 def derived_generator(arrival: Arrival, step: int) -> torch.Generator:

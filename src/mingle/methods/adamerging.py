@@ -15,7 +15,7 @@ from mingle.methods._seed_samples import (
     minimise_entropy,
 )
 from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
-from mingle.methods.base_trained import TrainedWeightsMethod
+from mingle.methods.base_trained_weights import TrainedWeightsMethod
 from mingle.weights import task_vector
 
 

@@ -17,7 +17,7 @@ class NearestSubspaceOptions(ExpertOptions):
     """
 
     scores: Literal["softmax", "top1"] = "softmax"
-    temperature: float = Field(0.01, gt=0)
+    temperature: float = Field(0.1, gt=0)
 
 
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "top1": {"scores": "top1"}}

@@ -23,7 +23,10 @@ from mingle.suites import RawSamples, load_samples, locate
 from mingle.weights import check_against, check_finite
 
 POOL_LIMIT = 1000
-"""Seeds are drawn from at most this many samples of a source, chosen at random before they are read."""
+"""Seeds are drawn from at most this many samples of a source, chosen at random before they are read.
+
+A method that trains on labels gets all of them.
+"""
 
 PREDICT_BATCH = 64
 
@@ -230,7 +233,8 @@ class MergeRun:
     ) -> SeedPool | None:
         if seeds is None or not self.method.needs_seeds:
             return None
-        raw = load_samples(seeds, scored=self.method.scored_seeds, limit=POOL_LIMIT, seed=self.header["seed"])
+        limit = None if self.method.needs_labels else POOL_LIMIT
+        raw = load_samples(seeds, scored=self.method.scored_seeds, limit=limit, seed=self.header["seed"])
         batch = self.backbone.prepare(raw.samples, self.base.checkpoint)
         found = raw.labels if labels is None else torch.as_tensor(labels)
         if found is None:
