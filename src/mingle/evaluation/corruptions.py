@@ -64,7 +64,7 @@ def corrupt(samples: Samples, name: str, severity: int, seed: int = 0) -> Sample
         return [
             Image.fromarray(_corrupt_one(np.asarray(image.convert("RGB")), name, severity, draw))
             for image, draw in zip(samples, draws, strict=True)
-            if not isinstance(image, str)
+            if isinstance(image, Image.Image)
         ]
     corrupted = torch.empty_like(samples)
     for image, out, draw in zip(samples, corrupted, draws, strict=True):
