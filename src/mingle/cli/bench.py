@@ -42,9 +42,6 @@ def bench(
         return
     chosen = TABLES.get(table)
     contenders = select(chosen.contenders, row or (), preset or ())
-    given = [("suite", suite), ("orders", orders), ("samples", samples)]
-    given += [("row", name) for name in row or ()] + [("preset", name) for name in preset or ()]
-    words = [word for key, value in given if value for word in (f"--{key}", str(value))]
     with progress_bar() as progress:
         results = run_table(
             chosen,
@@ -56,7 +53,7 @@ def bench(
             samples=samples,
             threads=threads,
             contenders=contenders,
-            command=shlex.join(["mingle", "bench", table, *words]),
+            command=_command(table, suite=suite, orders=orders, samples=samples, row=row, preset=preset),
             progress=progress,
         )
     target = out / f"{table}-{results['suite']['name']}.json"
@@ -81,6 +78,15 @@ def publish(results: Mapping[str, Any], target: Path, page: Path, *, as_json: bo
     else:
         typer.echo(markdown(results))
     typer.echo(f"{target}\n{page}")
+
+
+def _command(table: str, **options: object) -> str:
+    """The command that computes the same numbers."""
+    words = ["mingle", "bench", table]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [f"--{name}", str(one)]
+    return shlex.join(words)
 
 
 COMMANDS = (Command(bench, "Example: `mingle bench table1 --suite glyph8 --orders 42-51`"),)
