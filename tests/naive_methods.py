@@ -1,7 +1,8 @@
 """The data-free methods as their formulas stand: dense, full SVDs, autograd, the model as one vector.
 
 Slow on purpose, and no code of the library. A method is a function
-``(base, merged, new, t, memory) -> merged`` on dictionaries of float32 tensors; ``memory`` is a dictionary of its own that lives as long as the run.
+``(base, merged, new, t, memory) -> merged`` on dictionaries of float32 tensors; ``memory`` is a dictionary of
+its own that lives as long as the run.
 """
 
 import hashlib
