@@ -41,6 +41,12 @@ class Base:
         skeleton = self.backbone.skeleton(self.checkpoint)
         return self.backbone.load(skeleton, dict(self.tensors), self.checkpoint.source)
 
+    def check(self) -> None:
+        """Refuses a base that does not fit its own configuration, going by shapes. Raises CheckpointError."""
+        entries = self.checkpoint.entries
+        shapes = {n: torch.empty(e.shape, dtype=self.dtype, device="meta") for n, e in entries.items()}
+        self.backbone.load(self.backbone.skeleton(self.checkpoint), shapes, self.checkpoint.source)
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name; shared by every model that is built from it, so never written to."""

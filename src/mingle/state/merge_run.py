@@ -63,7 +63,7 @@ class MergeRun:
         checkpoint = family.open(locate(base))
         opened = Base(family, checkpoint)
         check_finite(checkpoint)
-        opened.model()  # refuses a base that does not fit its own configuration
+        opened.check()
         header = {
             "method": method,
             "preset": preset,
@@ -168,9 +168,8 @@ class MergeRun:
             arrival = Arrival(task, opened, head, pool, seed=self.header["seed"], replay=replay)
             started = time.perf_counter()
             step = self.method.update(self.state, arrival, progress).steps[-1]
-            seconds = time.perf_counter() - started
-            self._folder = append_step(self._folder, step, opened, seconds)
-        return step
+            self._folder = append_step(self._folder, step, opened, started)
+        return read_step(self._folder, len(self.tasks) - 1)
 
     def undo(self) -> str:
         """Drops the newest step and returns its task. Raises RunError when there is none."""
