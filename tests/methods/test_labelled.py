@@ -125,9 +125,11 @@ def test_labels_are_required_and_checked(merge, pool, name, labels, message):
         merge(build(name), TASKS[:1], seeds=dataclasses.replace(pool, labels=labels))
 
 
-def test_only_these_two_train_on_labels():
-    trained = {n for n in METHODS.names() if METHODS.get(n).with_preset().needs_labels}
-    assert trained == {"mingle_seq", "sequential"}
+def test_who_trains_on_labels_says_so():
+    needs = {n: METHODS.get(n).with_preset().needs_labels for n in ("mingle_seq", "sequential", "mingle")}
+    assert needs == {"mingle_seq": True, "sequential": True, "mingle": False}
+    # Labels that only balance the seeds are not trained on.
+    assert not METHODS.get("mingle").with_preset("reference").needs_labels
 
 
 @pytest.mark.parametrize("name", ["mingle_seq", "sequential"])
@@ -140,5 +142,5 @@ def test_width_rules_and_defaults(base):
     seq = METHODS.get("mingle_seq").with_preset().settings(base)
     assert (seq["rank"], seq["lr"], seq["steps"], seq["batch_size"]) == (16, 2.4e-3, 500, 16)
     assert seq["null_space"] == "hard"
-    assert METHODS.get("sequential").with_preset().settings(base)["lr"] == 2.4e-4
+    assert METHODS.get("sequential").with_preset().settings(base)["lr"] == 5.76e-3
     assert build("sequential", lr=0.5).settings(base)["lr"] == 0.5

@@ -143,9 +143,8 @@ def test_a_low_rank_run_stores_low_ranks(merge):
 
 def test_width_rule_and_presets(base):
     settings = METHODS.get("lora_wemoe").with_preset().settings(base)
-    assert (settings["rank"], settings["lr"]) == (16, 2.4e-3)
+    assert (settings["rank"], settings["lr"]) == (16, 1e-4)
     assert build("lora_wemoe").settings(base)["rank"] == 4
-    assert build("wemoe").settings(base)["lr"] == 1e-2
     for name in METHOD_NAMES:
         reference = METHODS.get(name).with_preset("reference")
         assert reference.scored_seeds

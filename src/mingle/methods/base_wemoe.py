@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mingle.layers import LowRankExpert, RoutedMLP, TokenRouter, wrap
-from mingle.methods._mingle_options import width_rule
 from mingle.methods._seed_samples import (
     REFERENCE_SEEDS,
     SeedOptions,
@@ -33,13 +32,13 @@ PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": REFERENCE_SEED
 class WemoeOptions(SeedOptions):
     """``gate_start``: every new expert's gate before training. ``scale``: λ of what is not an MLP.
 
-    ``lr`` left out follows the width d as mingle's does, the router reading the same features:
-    ``1e-4 · max(1, 768/d)``.
+    ``lr`` follows no width rule: at what mingle's rule makes of it for a small model, minimising the entropy
+    for 50 steps loses the task itself (glyph8: accuracy of a task just added 0.65 before, 0.15 after).
     """
 
     gate_start: float = 0.3
     scale: float = Field(0.3, gt=0)
-    lr: float | None = Field(None, gt=0)
+    lr: float = Field(1e-4, gt=0)
 
 
 WemoeOptionsT = TypeVar("WemoeOptionsT", bound=WemoeOptions)
@@ -68,16 +67,12 @@ class WemoeMethod(Method[WemoeOptionsT], Generic[WemoeOptionsT]):
         """True for ``seed_pool="scored"``."""
         return self.options.seed_pool == "scored"
 
-    def settings(self, base: Base) -> dict[str, Any]:
-        """Every option with the value that is used."""
-        return self.options.model_dump() | {"lr": self.options.lr or width_rule(base)[1]}
-
     def update(self, state: State, arrival: Arrival, progress: Progress = silent) -> State:
         """Adds the task's experts, then trains the routers.
 
         Raises SeedsError without seeds, CheckpointError without a head, DivergedError.
         """
-        base, settings = state.base, self.settings(state.base)
+        base = state.base
         generator = derived_generator(arrival, len(state.steps))
         seeds = draw_seeds(arrival, self.options, generator)
         tensors = {
@@ -88,14 +83,14 @@ class WemoeMethod(Method[WemoeOptionsT], Generic[WemoeOptionsT]):
         grown = state.append(Step(arrival.name, tensors))
         model, routers = _assemble(grown)
         trained = [p for router in routers.values() for p in router.requires_grad_().parameters()]
-        optimizer = torch.optim.Adam(trained, lr=settings["lr"])
+        optimizer = torch.optim.Adam(trained, lr=self.options.lr)
         losses = minimise_entropy(base, model, seeds, optimizer, self.options, generator, progress)
         tensors["routers"] = {
             f"{mlp}.{name}": tensor.detach()
             for mlp, router in routers.items()
             for name, tensor in router.named_parameters()
         }
-        report = {"settings": settings, "losses": losses, "seeds": seeds.report}
+        report = {"settings": self.settings(base), "losses": losses, "seeds": seeds.report}
         return state.append(Step(arrival.name, tensors, arrival.head, report))
 
     def model(self, state: State, task: str | None = None) -> nn.Module:
