@@ -149,7 +149,7 @@ def test_public_names_are_pinned():
 PACKAGES = {
     "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence minimise "
     "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
-    "backbones": "BACKBONES Backbone Batch Head Lesson Samples count split take",
+    "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
     "RoutedMLP SubspaceGate TokenRouter build_expert mixtures unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mingle.backbones._clip_heads import zero_shot_head
 from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
 from mingle.errors import CheckpointError, SeedsError
 from mingle.layers import LinearGroup
@@ -124,6 +125,12 @@ class Clip(Backbone):
             return _head(str(file), load_file(file), names, checkpoint, base)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
+
+    def zero_shot_head(
+        self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Head:
+        """Class embeddings of the base's own text tower, see `_clip_heads`."""
+        return zero_shot_head(base, classes, templates)
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """Projected image embeddings (N, d), not normalised."""

@@ -70,7 +70,7 @@ def load_samples(
     limit: int | None = None,
     seed: int = 0,
 ) -> RawSamples:
-    """Reads ``suite:task``, an image folder, a ``.safetensors``, ``.npz`` or ``.jsonl`` file, or takes it.
+    """Reads ``suite:task``, an image folder, a ``.safetensors``, ``.npz`` or ``.jsonl`` file, or memory.
 
     A list of strings is a list of texts, unless they end like image files.
     ``scored`` takes a suite's labelled test images instead of its unlabelled seeds (the paper's protocol).
