@@ -8,26 +8,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mingle import cli
 from mingle.backbones.clip import Clip
 from mingle.state import MergeRun
 
 from ..backbones.whole_clip import write_clip
 from ..conftest import perturbed
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs ``mingle <arguments>`` in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["mingle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -152,12 +137,12 @@ def test_verify_names_the_damaged_file(call, run):
         (("init", "new", "--base", "BASE", "--method", "mingel"), 2, "did you mean mingle?"),
         (("init", "new", "--base", "BASE", "--preset", "referense"), 2, "did you mean reference?"),
         (("init", "new", "--base", "nowhere"), 1, "no such folder or file"),
-        (("init", "new", "--base", "glyph9:base"), 2, "did you mean glyph8?"),
+        (("init", "new", "--base", "glyph9:base"), 2, "did you mean glyph8 or"),
         (("add", "RUN", "nowhere"), 1, "no such folder or file"),
         (("add", "RUN", "glyph8:mnits"), 2, "did you mean mnist?"),
         (("log", "nowhere"), 1, "not a run"),
         (("predict", "RUN", "--task", "task11", "x.png"), 1, "x.png"),
-        (("eval", "RUN", "--suite", "glyph88"), 2, "did you mean glyph8?"),
+        (("eval", "RUN", "--suite", "glyph88"), 2, "did you mean glyph8 or"),
         (("frobnicate",), 2, "No such command"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mingle import __version__
-from mingle.cli import bench, demo, evaluate, run
+from mingle.cli import bench, demo, evaluate, run, suite
 from mingle.cli.console import main_with
 
 app = typer.Typer(
@@ -37,6 +37,11 @@ def _root(
 for module in (demo, run, evaluate, bench):
     for command in module.COMMANDS:
         app.command(*command.names, epilog=command.example)(command.function)
+
+suites = typer.Typer(help="List suites, show one, build one.", no_args_is_help=True)
+for command in suite.COMMANDS:
+    suites.command(*command.names, epilog=command.example)(command.function)
+app.add_typer(suites, name="suite")
 
 
 def main() -> None:
