@@ -6,7 +6,8 @@ Shape of the results (schema 2)::
     suite        {name, backbone, tasks, fingerprints: {base, <task>…}}
     orders       [{seed, tasks}]
     bounds       {base: {task: accuracy}, individual: {task: accuracy}}
-    rows         [{label, method, preset, options, point, corruption, bound, one_model, settings,
+    rows         [{label, method, preset, options, point, corruption, bound, one_model,
+                   needs_labels, settings,
                    cells: [{seed, tasks, status, reason | matrix, metrics, cost, losses, gates, energy, …}],
                    mean: {…}, std: {…}}]
     examples     [{task, image, truth}]; a cell's examples are the classes it says for them, in this order
@@ -27,7 +28,7 @@ from mingle.provenance import machine, versions
 from mingle.suites import Suite
 
 DETAILS = ("gates", "losses", "energy", "seed_samples", "examples", "settings")
-"""Large parts that only the first order of a row keeps; every cell's own file has them."""
+"""Large parts that only the first finished cell of a row keeps; every cell's own file has them."""
 
 Plan = Sequence[tuple[Contender, Sequence[Cell]]]
 
@@ -86,11 +87,11 @@ def _row(
     individual: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     found = [_cell(cell, outcomes[cell.key], individual) for cell in cells]
-    for cell in found[1:]:
-        for part in DETAILS:
-            cell.pop(part, None)
     done = [cell for cell in found if cell["status"] == "done"]
     first = done[0] if done else {}
+    for cell in done[1:]:
+        for part in DETAILS:
+            cell.pop(part, None)
     return {
         "label": contender.label,
         "method": contender.method,
@@ -100,6 +101,7 @@ def _row(
         "corruption": contender.corruption and vars(contender.corruption),
         "bound": contender in BOUNDS,
         "one_model": first.get("one_model", True),
+        "needs_labels": contender.build(len(cells[0].tasks)).needs_labels,
         "settings": first.get("settings"),
         "cells": found,
         **_spread([{**cell["metrics"], **cell["cost"]} for cell in done]),

@@ -68,7 +68,7 @@ def publish(results: Mapping[str, Any], target: Path, page: Path, *, as_json: bo
     from mingle.report import markdown, terminal, write_report
 
     write_json(results, target)
-    write_report(results, page)
+    write_report([results], page)
     if as_json:
         show(results, "", as_json=True)
         return

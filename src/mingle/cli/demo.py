@@ -1,4 +1,4 @@
-"""Commands that show what the method does: the demo, and a report from stored results."""
+"""The demo: what the method does, on one page."""
 
 import os
 from pathlib import Path
@@ -38,21 +38,6 @@ def demo(
     publish({"table": "demo", **results}, out / "results.json", out / "report.html", as_json=json)
 
 
-def report(
-    results: Annotated[Path, typer.Argument(help="results.json of a demo.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file  [default: beside the results].")] = None,
-) -> None:
-    """Write the HTML report of stored results and print their table."""
-    from mingle.benchmark import read_results
-    from mingle.report import markdown, write_report
-
-    stored = read_results(results)
-    target = out or results.with_suffix(".html")
-    write_report(stored, target)
-    typer.echo(markdown(stored))
-    typer.echo(f"\n{target}")
-
-
 def _clear(folder: Path) -> None:
     """Makes room for a new demo; only what an earlier demo left is removed."""
     import shutil
@@ -65,7 +50,4 @@ def _clear(folder: Path) -> None:
         path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
-COMMANDS = (
-    Command(demo, "Example: `mingle demo --out demo`"),
-    Command(report, "Example: `mingle report demo/results.json`"),
-)
+COMMANDS = (Command(demo, "Example: `mingle demo --out demo`"),)
