@@ -7,13 +7,13 @@ from typing import Any
 
 from mingle.errors import ConfigError
 
-RESULTS_SCHEMA = 1
+RESULTS_SCHEMA = 2
 
 
-def write_results(results: Mapping[str, Any], path: Path) -> None:
-    """Writes results; a file that was there before stays until the new one is complete."""
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Writes plain values; a file that was there before stays until the new one is complete."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
     temporary.replace(path)
 
 
@@ -26,6 +26,7 @@ def read_results(path: Path) -> dict[str, Any]:
     found = value.get("schema") if isinstance(value, dict) else None
     if found != RESULTS_SCHEMA:
         raise ConfigError(
-            f"{path}: expected results of schema {RESULTS_SCHEMA}, found {found!r}; update mingle"
+            f"{path}: expected results of schema {RESULTS_SCHEMA}, found {found!r}; "
+            "compute them again with this version of mingle"
         )
     return dict(value)

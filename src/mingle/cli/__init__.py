@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from mingle import __version__
-from mingle.cli import demo, evaluate, run, suite
+from mingle.cli import bench, demo, evaluate, report, run, suite
 from mingle.cli.console import main_with
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def _root(
     del version
 
 
-for module in (demo, run, evaluate):
+for module in (demo, run, evaluate, bench, report):
     for command in module.COMMANDS:
         app.command(*command.names, epilog=command.example)(command.function)
 

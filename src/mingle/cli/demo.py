@@ -1,11 +1,13 @@
-"""Commands that show what the method does: the demo, and a report from stored results."""
+"""The demo: what the method does, on one page."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mingle.cli.console import Command, Json, progress_bar, show
+from mingle.cli.bench import publish
+from mingle.cli.console import Command, Json, progress_bar
 
 
 def demo(
@@ -18,66 +20,34 @@ def demo(
     json: Json = False,
 ) -> None:
     """Merge eight shipped checkpoints with several methods, score every step, write a report."""
-    from rich.console import Console
+    from mingle.benchmark import TABLES, InProcess, run_table
 
-    from mingle.benchmark import DEMO, compare, write_results
-    from mingle.report import markdown, terminal, write_report
-    from mingle.suites import open_suite
-
-    chosen = open_suite(suite)
-    out.mkdir(parents=True, exist_ok=True)
-    _remove_runs(out / "runs")
+    for leftover in (out / "runs", out / "cells"):
+        _clear(leftover)
     with progress_bar() as progress:
-        results = compare(
-            chosen,
-            DEMO,
-            out / "runs",
-            limit=samples,
-            seed=seed,
-            command=_command(suite, samples, seed),
-            progress=progress,
+        results = run_table(
+            TABLES.get("demo"),
+            suite,
+            InProcess(out / "runs", progress),
+            out,
+            orders=(seed,),
+            samples=samples,
+            threads=os.cpu_count() or 1,
+            command=f"mingle demo --suite {suite} --samples {samples} --seed {seed}",
         )
-    write_results(results, out / "results.json")
-    write_report(results, out / "report.html")
-    if json:
-        show(results, markdown(results), as_json=True)
-        return
-    Console().print(terminal(results))
-    typer.echo(f"{out / 'report.html'}")
+    publish({"table": "demo", **results}, out / "results.json", out / "report.html", as_json=json)
 
 
-def report(
-    results: Annotated[Path, typer.Argument(help="results.json of a demo.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file  [default: beside the results].")] = None,
-) -> None:
-    """Write the HTML report of stored results and print their table."""
-    from mingle.benchmark import read_results
-    from mingle.report import markdown, write_report
-
-    stored = read_results(results)
-    target = out or results.with_suffix(".html")
-    write_report(stored, target)
-    typer.echo(markdown(stored))
-    typer.echo(f"\n{target}")
-
-
-def _remove_runs(folder: Path) -> None:
+def _clear(folder: Path) -> None:
     """Makes room for a new demo; only what an earlier demo left is removed."""
     import shutil
 
     from mingle.errors import ConfigError
 
     for path in folder.iterdir() if folder.exists() else ():
-        if not (path / "mingle.json").exists():
-            raise ConfigError(f"{path}: not a run of an earlier demo; choose another folder with --out")
-        shutil.rmtree(path)
+        if path.suffix != ".json" and not (path / "mingle.json").exists():
+            raise ConfigError(f"{path}: not of an earlier demo; choose another folder with --out")
+        path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
-def _command(suite: str, samples: int, seed: int) -> str:
-    return f"mingle demo --suite {suite} --samples {samples} --seed {seed}"
-
-
-COMMANDS = (
-    Command(demo, "Example: `mingle demo --out demo`"),
-    Command(report, "Example: `mingle report demo/results.json`"),
-)
+COMMANDS = (Command(demo, "Example: `mingle demo --out demo`"),)

@@ -19,7 +19,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score every step of a run on every task so far: accuracy matrix, ACC, BWT, FWT, normalised ACC."""
-    from mingle.evaluation import evaluate_run, individual_accuracies, scored_tasks
+    from mingle.evaluation import evaluate_run, individual_accuracies, relative_metrics, scored_tasks
     from mingle.state import MergeRun
     from mingle.suites import open_suite
 
@@ -27,7 +27,9 @@ def evaluate(
     tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
     with progress_bar() as progress:
         individual = individual_accuracies(chosen, opened.base, tests, progress)
-        result = evaluate_run(opened, tests, individual, progress=progress).as_dict()
+        result = evaluate_run(opened, tests, progress=progress).as_dict()
+    own = [individual[task] for task in opened.tasks]
+    result["metrics"] = {**result["metrics"], **relative_metrics(result["matrix"], own)}
     show({**result, "individual": individual}, _scores(result), as_json=json)
 
 
@@ -45,10 +47,14 @@ def predict(
     opened = MergeRun.open(run, base=base)
     probabilities, classes = opened.predict([open_image(path) for path in images], task)
     found = [
-        {"image": str(path), "class": classes[int(row.argmax())], "probability": float(row.max())}
+        {
+            "image": str(path),
+            "class": classes[int(row.argmax())] if row.any() else None,
+            "probability": float(row.max()),
+        }
         for path, row in zip(images, probabilities, strict=True)
     ]
-    text = "\n".join(f"{f['image']}  {f['class']}  {f['probability']:.1%}" for f in found)
+    text = "\n".join(f"{f['image']}  {f['class'] or 'no class'}  {f['probability']:.1%}" for f in found)
     show(found, text, as_json=json)
 
 
@@ -66,6 +72,7 @@ def _scores(result: dict[str, Any]) -> str:
         "fwt": "FWT",
         "normalised_acc": "normalised ACC",
         "mixed_acc": "mixed ACC",
+        "agnostic_acc": "task-agnostic ACC",
     }
     scores = (
         f"{name} {100 * result['metrics'][key]:.1f}"

@@ -1,5 +1,6 @@
 """The accuracy matrix, and everything that follows from it."""
 
+from mingle.evaluation.corruptions import CORRUPTIONS, corrupt
 from mingle.evaluation.gates import GateActivations, gate_activations
 from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy, scored_tasks
 from mingle.evaluation.metrics import (
@@ -8,9 +9,10 @@ from mingle.evaluation.metrics import (
     forward_transfer,
     normalised_accuracy,
 )
-from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies
+from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies, relative_metrics
 
 __all__ = [
+    "CORRUPTIONS",
     "Evaluation",
     "GateActivations",
     "ScoredTask",
@@ -18,11 +20,13 @@ __all__ = [
     "accuracy_matrix",
     "average_accuracy",
     "backward_transfer",
+    "corrupt",
     "evaluate_run",
     "forward_transfer",
     "gate_activations",
     "individual_accuracies",
     "mixed_accuracy",
     "normalised_accuracy",
+    "relative_metrics",
     "scored_tasks",
 ]

@@ -1,14 +1,16 @@
 """One evaluation of one run, with everything that is needed to trust and to repeat it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mingle.backbones import Head
 from mingle.errors import ConfigError
+from mingle.evaluation.final import final_metrics
 from mingle.evaluation.gates import gate_activations
 from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy
 from mingle.evaluation.metrics import (
+    Matrix,
     average_accuracy,
     backward_transfer,
     forward_transfer,
@@ -33,8 +35,10 @@ class Evaluation:
     settings: Mapping[str, Any]
     matrix: list[list[float]]
     metrics: Mapping[str, float | None]
-    seconds: float
+    samples_per_task: int
+    step_seconds: list[float]
     bytes: int
+    cost: Mapping[str, float]
     seed_samples: Mapping[str, Any] | None
     energy: list[Mapping[str, Any]] | None
     losses: list[list[float]] | None
@@ -61,7 +65,6 @@ def individual_accuracies(
 def evaluate_run(
     run: MergeRun,
     tests: Mapping[str, ScoredTask],
-    individual: Mapping[str, float],
     *,
     label: str | None = None,
     progress: Progress = silent,
@@ -72,14 +75,14 @@ def evaluate_run(
     """
     method, state = run.method, run.state
     reports = [step.report for step in state.steps]
-    scored = _without_seeds(run, reports, tests)
+    used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
+    scored = _without_seeds(run, used, tests)
     matrix = accuracy_matrix(method, state, scored, progress)
-    own = [individual[task] for task in run.tasks]
     gates = None
     if not method.needs_task:
         gates = gate_activations(run.backbone, method.model(state), run.tasks, scored)
-    preset = str(run.header["preset"])
-    name = str(run.header["method"])
+    final, cost = final_metrics(method, state, scored, used)
+    preset, name = str(run.header["preset"]), str(run.header["method"])
     return Evaluation(
         label=label or (name if preset == "default" else f"{name} ({preset})"),
         method=name,
@@ -91,12 +94,13 @@ def evaluate_run(
         metrics={
             "acc": average_accuracy(matrix),
             "bwt": backward_transfer(matrix),
-            "fwt": forward_transfer(matrix, own),
-            "normalised_acc": normalised_accuracy(matrix, own),
             "mixed_acc": mixed_accuracy(method, state, scored),
+            **final,
         },
-        seconds=sum(run.info(task)["seconds"] for task in run.tasks),
+        samples_per_task=max(len(test.labels) for test in scored.values()),
+        step_seconds=[run.info(task)["seconds"] for task in run.tasks],
         bytes=run.size_bytes(),
+        cost=cost,
         seed_samples=_seed_samples(reports, tests, scored),
         energy=_energy(run.tasks, reports),
         losses=[list(report["losses"]) for report in reports]
@@ -106,8 +110,16 @@ def evaluate_run(
     )
 
 
+def relative_metrics(matrix: Matrix, individual: Sequence[float]) -> dict[str, float | None]:
+    """FWT and normalised ACC, which need the accuracy of every task's own model, in the matrix's order."""
+    return {
+        "fwt": forward_transfer(matrix, individual),
+        "normalised_acc": normalised_accuracy(matrix, individual),
+    }
+
+
 def _without_seeds(
-    run: MergeRun, reports: Sequence[Mapping[str, Any]], tests: Mapping[str, ScoredTask]
+    run: MergeRun, used: Collection[str], tests: Mapping[str, ScoredTask]
 ) -> dict[str, ScoredTask]:
     if not run.tasks:
         raise ConfigError(f"{run.path}: nothing merged yet; add a checkpoint first")
@@ -119,7 +131,6 @@ def _without_seeds(
         )
     if run.method.scored_seeds:
         return {task: tests[task] for task in run.tasks}
-    used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
     scored = {task: tests[task].without(used) for task in run.tasks}
     empty = [task for task, test in scored.items() if not len(test.labels)]
     if empty:

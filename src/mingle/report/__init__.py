@@ -1,6 +1,6 @@
-"""Results to look at: one self-contained HTML page, a Markdown table, a terminal table."""
+"""Results to look at: one self-contained HTML page, and tables for a terminal, Markdown, LaTeX and CSV."""
 
 from mingle.report.html import render_html, write_report
-from mingle.report.table import markdown, terminal
+from mingle.report.writers import as_csv, latex, markdown, terminal
 
-__all__ = ["markdown", "render_html", "terminal", "write_report"]
+__all__ = ["as_csv", "latex", "markdown", "render_html", "terminal", "write_report"]

@@ -16,7 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mingle.report.reading import Results, bounds, merges
+from mingle.report.reading import Results, Row, bounds, done, merges, ranking
 
 THEME = {
     "ink": ("#1b1f26", "#e7e9ec"),
@@ -31,6 +31,9 @@ THEME = {
     "series-3": ("#b0558b", "#dd93bf"),
     "series-4": ("#b58900", "#e3bd4a"),
     "series-5": ("#4b3f9e", "#a79bf0"),
+    "series-6": ("#8a4a3a", "#cf9484"),
+    "series-7": ("#5f7a00", "#a9c63a"),
+    "other": ("#b9bfc8", "#555d69"),
     "kept": ("#2f6f8f", "#35799b"),
     "projection": ("#e0a030", "#e0a030"),
     "rank": ("#a5602b", "#ad6830"),
@@ -66,12 +69,20 @@ def paint(name: str) -> str:
     return THEME[name][0]
 
 
+def featured(results: Results) -> list[Row]:
+    """The merges that get a colour of their own: all, or the best where there are more than colours."""
+    rows = [row for row in merges(results) if done(row)]
+    if len(rows) > len(SERIES):
+        best = ranking(results)[: len(SERIES)]
+        rows = [row for row in rows if any(row is other for other in best)]
+    return rows
+
+
 def series_colours(results: Results) -> dict[str, str]:
-    """The name of the colour of each label, the same in all plots; bounds are grey."""
-    colours = {row["label"]: "muted" for row in bounds(results)}
-    for number, row in enumerate(merges(results)):
-        colours[row["label"]] = SERIES[number % len(SERIES)]
-    return colours
+    """The name of the colour of each label, the same in all plots; bounds are grey, the rest is pale."""
+    colours = {row["label"]: "other" for row in merges(results)}
+    colours |= {row["label"]: "muted" for row in bounds(results)}
+    return colours | {row["label"]: name for row, name in zip(featured(results), SERIES, strict=False)}
 
 
 def short(name: str, limit: int = 15) -> str:

@@ -1,7 +1,7 @@
 """Numbers as people write them. None is an em dash."""
 
 DASH = "—"
-_WORDS = (
+_WORDS = [
     "No",
     "One",
     "Two",
@@ -15,7 +15,7 @@ _WORDS = (
     "Ten",
     "Eleven",
     "Twelve",
-)
+]
 
 
 def percent(value: float | None) -> str:
@@ -37,14 +37,42 @@ def seconds(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes as MB (10^6)."""
+    """MB (10^6 bytes)."""
+    return DASH if value is None else f"{value:.2f}" if value < 10 else f"{value:.1f}"
+
+
+def count(value: float | None) -> str:
+    """A large number in thousands or millions: ``83.0 k``, ``173.1 M``."""
     if value is None:
         return DASH
-    size = value / 1e6
-    return f"{size:.2f}" if size < 10 else f"{size:.1f}"
+    if abs(value) < 1000:
+        return f"{value:.0f}"
+    return f"{value / 1e3:.1f} k" if abs(value) < 1e6 else f"{value / 1e6:.2f} M"
+
+
+def rate(value: float | None) -> str:
+    """A speed, without decimals."""
+    return DASH if value is None else f"{value:.0f}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio with two decimals."""
+    return DASH if value is None else f"{value:.2f}"
+
+
+def plain(value: float | None) -> str:
+    """Any number, with four digits."""
+    return DASH if value is None else f"{value:.4g}".replace("-", "−")
 
 
 def counted(number: int, noun: str) -> str:
     """``Eight checkpoints``: a number word up to twelve, figures beyond."""
     word = _WORDS[number] if number < len(_WORDS) else str(number)
     return f"{word} {noun}{'' if number == 1 else 's'}"
+
+
+def span(numbers: list[int]) -> str:
+    """``42–51`` for consecutive numbers, else ``42, 45``."""
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+        return f"{numbers[0]}–{numbers[-1]}"
+    return ", ".join(map(str, numbers))

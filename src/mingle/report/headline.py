@@ -1,26 +1,48 @@
 """The result in one plain sentence, whichever method wins, and what has to be said with it."""
 
+from mingle.report.columns import COLUMNS, with_spread
 from mingle.report.formats import counted, percent, points
-from mingle.report.reading import Results, Row, base_accuracies, mean, merges, metric
+from mingle.report.reading import (
+    CORRUPTED,
+    Results,
+    Row,
+    accuracies,
+    deviation,
+    done,
+    main_metric,
+    mean,
+    metric,
+    part,
+    ranking,
+    spread_of,
+)
+
+CLEAR = 2
+"""Standard errors that a difference has to reach before it is called one."""
 
 
 def headline(results: Results) -> str:
     """One sentence: accuracy of the best merge, its share of the individual models', what was forgotten."""
-    checkpoints = counted(len(results["order"]), "checkpoint")
+    tasks = results["orders"][0]["tasks"]
+    checkpoints = counted(len(tasks), "checkpoint")
     ranked = ranking(results)
     if not ranked:
-        return f"{checkpoints}, and no merged model in these results."
-    best = ranked[0]
-    accuracy = _acc(best)
-    facts = [f"{checkpoints}, one model: {percent(accuracy)} % mean accuracy"]
-    share = metric(best, "normalised_acc")
-    if share is not None:
-        facts.append(f"{percent(share)} % of the individual models’ accuracy")
-    facts += _forgetting(metric(best, "bwt"))
+        return f"{checkpoints}, and no merged model to compare in these results."
+    best, key = ranked[0], main_metric(results)
+    over = f" over {len(done(best))} orders" if len(done(best)) > 1 else ""
+    if key == CORRUPTED:
+        return (
+            f"{checkpoints}, one model: {share(best, key)} % mean accuracy under corruption{over}, "
+            f"{share(best, 'acc')} % without."
+        )
+    facts = [f"{checkpoints}, one model: {share(best, 'acc')} % mean accuracy{over}"]
+    if metric(best, "normalised_acc") is not None:
+        facts.append(f"{share(best, 'normalised_acc')} % of the individual models’ accuracy")
+    facts += _forgetting(best)
     if _depends_on_batches(best):
-        facts.append(f"{percent(metric(best, 'mixed_acc'))} % when tasks share batches")
-    base = base_accuracies(results)
-    if base and accuracy < mean(base):
+        facts.append(f"{share(best, 'mixed_acc')} % when tasks share batches")
+    base = accuracies(results, "base", tasks)
+    if base and (metric(best, "acc") or 0) < mean(base):
         facts.append(f"less than the {percent(mean(base))} % of the base alone")
     return ", ".join(facts) + "."
 
@@ -28,34 +50,33 @@ def headline(results: Results) -> str:
 def lead(results: Results) -> list[str]:
     """The sentences that belong to the headline: who won, by how much, between which bounds."""
     ranked = ranking(results)
-    sentences = [*_contest(results, ranked), _limits(results)]
-    if ranked:
+    sentences = [*_contest(results, ranked), *_limits(results)]
+    if ranked and main_metric(results) == "acc":
         sentences += _mixed(ranked)
     return sentences
 
 
-def ranking(results: Results) -> list[Row]:
-    """The merges that have an accuracy, best first."""
-    scored = [row for row in merges(results) if metric(row, "acc") is not None]
-    return sorted(scored, key=_acc, reverse=True)
+def share(row: Row, key: str) -> str:
+    """A share with its spread over orders: ``47.0 ± 1.2``."""
+    found = deviation(row, key)
+    return with_spread(percent(metric(row, key)), "" if found is None else percent(found))
 
 
-def standard_error(row: Row, samples: int) -> float:
-    """Standard error of a row's ACC, each accuracy being a share of ``samples`` independent samples."""
-    final = row["matrix"][-1]
-    return float(sum(a * (1 - a) / samples for a in final) ** 0.5 / len(final))
+def sampling_error(row: Row, samples: int) -> float | None:
+    """Standard error of one order's ACC, each accuracy being a share of ``samples`` independent samples."""
+    matrix = part(row, "matrix")
+    if matrix is None:
+        return None
+    return float(sum(a * (1 - a) / samples for a in matrix[-1]) ** 0.5 / len(matrix[-1]))
 
 
-def _acc(row: Row) -> float:
-    return metric(row, "acc") or 0.0
-
-
-def _forgetting(bwt: float | None) -> list[str]:
+def _forgetting(row: Row) -> list[str]:
+    bwt = metric(row, "bwt")
     if bwt is None:
         return []
-    written = points(bwt)
-    if written == "0.0":
+    if points(bwt) == "0.0":
         return ["nothing forgotten"]
+    written = with_spread(points(bwt), COLUMNS["bwt"].plus_minus(row))
     if bwt > 0:
         return [f"{written} points on earlier tasks since they were merged"]
     return [f"{written.lstrip('−')} points forgotten"]
@@ -67,32 +88,62 @@ def _contest(results: Results, ranked: list[Row]) -> list[str]:
     best = ranked[0]
     if len(ranked) == 1:
         return [f"Merged with {best['label']}."]
-    second = ranked[1]
-    score, other = percent(_acc(best)), percent(_acc(second))
-    relation = "level with" if score == other else "ahead of"
+    second, key = ranked[1], main_metric(results)
+    relation = "level with" if percent(metric(best, key)) == percent(metric(second, key)) else "ahead of"
+    kind = "merging methods" if len({row["method"] for row in ranked}) > 1 else "settings"
+    winner = f"Best of {len(ranked)} {kind}: {best['label']}"
+    sentence = f"{winner}, {relation} {second['label']} ({share(second, key)} %)."
+    return [sentence, *(_by_orders(best, second, key) or _by_samples(results, best, second))]
+
+
+def _by_orders(best: Row, second: Row, key: str) -> list[str]:
+    """How sure the lead is: the difference of the two in the orders that both have."""
+    others = {cell["seed"]: cell["metrics"][key] for cell in done(second) if key in cell["metrics"]}
+    pairs = [
+        cell["metrics"][key] - others[cell["seed"]]
+        for cell in done(best)
+        if key in cell["metrics"] and cell["seed"] in others
+    ]
+    middle, spread = spread_of(pairs)
+    if middle is None or spread is None:
+        return []
+    ahead = sum(difference > 0 for difference in pairs)
     sentence = (
-        f"Best of {len(ranked)} merging methods: {best['label']}, {relation} {second['label']} ({other} %)."
+        f"It is ahead in {ahead} of {len(pairs)} orders, by {points(middle)} ± {percent(spread)} points"
     )
+    if middle < CLEAR * spread / len(pairs) ** 0.5:
+        return [f"{sentence}: that gap is within what the order of the tasks alone explains."]
+    return [f"{sentence}."]
+
+
+def _by_samples(results: Results, best: Row, second: Row) -> list[str]:
+    """With a single order all that can be said is what chance does to the scored samples."""
     samples = results.get("samples_per_task")
-    if not samples:
-        return [sentence]
-    doubt = 2 * (standard_error(best, samples) ** 2 + standard_error(second, samples) ** 2) ** 0.5
-    if _acc(best) - _acc(second) < doubt:
-        return [sentence, f"With {samples} scored samples per task that gap is within the sampling error."]
-    return [sentence]
+    if not samples or main_metric(results) != "acc":
+        return []
+    errors = [sampling_error(row, samples) for row in (best, second)]
+    gap = (metric(best, "acc") or 0) - (metric(second, "acc") or 0)
+    if None not in errors and gap < CLEAR * sum(error**2 for error in errors if error) ** 0.5:
+        return [f"With {samples} scored samples per task that gap is within the sampling error."]
+    return []
 
 
-def _limits(results: Results) -> str:
-    own = f"{percent(mean(results['individual']))} %"
-    base = base_accuracies(results)
-    if base is None:
-        return f"Each task’s own model scores {own} on average."
-    return f"The base alone scores {percent(mean(base))} %, each task’s own model {own}."
+def _limits(results: Results) -> list[str]:
+    tasks = results["orders"][0]["tasks"]
+    base, own = (accuracies(results, bound, tasks) for bound in ("base", "individual"))
+    facts = []
+    if base:
+        facts.append(f"the base alone scores {percent(mean(base))} %")
+    if own:
+        facts.append(f"each task’s own model {'' if base else 'scores '}{percent(mean(own))} %")
+    clean = " on clean images" if main_metric(results) == CORRUPTED else ""
+    text = ", ".join(facts) + (f"{clean}." if base or not own else f" on average{clean}.")
+    return [text[0].upper() + text[1:]] if facts else []
 
 
 def _depends_on_batches(row: Row) -> bool:
-    mixed = metric(row, "mixed_acc")
-    return mixed is not None and abs(mixed - _acc(row)) >= 0.005
+    mixed, own = metric(row, "mixed_acc"), metric(row, "acc")
+    return mixed is not None and own is not None and abs(mixed - own) >= 0.005
 
 
 def _mixed(ranked: list[Row]) -> list[str]:
@@ -100,5 +151,5 @@ def _mixed(ranked: list[Row]) -> list[str]:
     first = max(ranked, key=lambda row: metric(row, "mixed_acc") or 0.0)
     if first is ranked[0] or not _depends_on_batches(ranked[0]):
         return []
-    score = percent(metric(first, "mixed_acc"))
+    score = share(first, "mixed_acc")
     return [f"When the samples of all tasks share batches, {first['label']} leads with {score} %."]

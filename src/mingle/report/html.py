@@ -1,22 +1,34 @@
-"""The page: one HTML file that needs nothing else and asks for nothing."""
+"""The page: one HTML file that needs nothing else and asks for nothing; a chapter per results file."""
 
 import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mingle.report import heatmap, plots
-from mingle.report.canvas import THEME, series_colours, themed
+from mingle.report import curves, heatmap, plots
+from mingle.report.canvas import SERIES, THEME, featured, series_colours, themed
+from mingle.report.columns import columns_of, definitions
 from mingle.report.formats import percent
-from mingle.report.headline import headline, lead, ranking, standard_error
-from mingle.report.reading import Results, Row, check, merges, with_part
-from mingle.report.table import COLUMNS, DEFINITIONS, lines, notes
+from mingle.report.headline import headline, lead, sampling_error
+from mingle.report.reading import (
+    Results,
+    Row,
+    bounds,
+    main_metric,
+    merges,
+    part,
+    ranking,
+    readable,
+    with_part,
+)
+from mingle.report.table import Line, lines, notes, values_used
 
 _HERE = Path(__file__).parent
 
@@ -30,9 +42,10 @@ class Panel(NamedTuple):
     more: Markup | None = None
 
 
-def render_html(results: Results) -> str:
+def render_html(results: Sequence[Results]) -> str:
     """The report as one self-contained HTML page. Raises ConfigError for results of another schema."""
-    check(results)
+    found = [readable(each) for each in results]
+    script = (_HERE / "report.js").read_text("utf-8")
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -40,10 +53,21 @@ def render_html(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(_context(results))
+    chapter = environment.get_template("chapter.html.jinja")
+    rendered = [chapter.render(_context(each)) for each in found]
+    if len(found) > 1:
+        rendered = [_own_ids(text, f"table-{i}") for i, text in enumerate(rendered, start=1)]
+    return environment.get_template("report.html.jinja").render(
+        chapters=[Markup(text) for text in rendered],
+        titles=[f"{each['title']} · {each['suite']['name']}" for each in found],
+        theme=THEME,
+        style=Markup((_HERE / "report.css").read_text("utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
 
 
-def write_report(results: Results, path: Path) -> None:
+def write_report(results: Sequence[Results], path: Path) -> None:
     """Writes the page; a file that was there before stays until the new one is complete."""
     page = render_html(results)
     temporary = path.with_suffix(".tmp")
@@ -52,51 +76,59 @@ def write_report(results: Results, path: Path) -> None:
 
 
 def _context(results: Results) -> dict[str, Any]:
-    script = (_HERE / "report.js").read_text("utf-8")
-    colours = series_colours(results)
-    table = lines(results)
+    """All that the page says of one results file."""
+    colours, table = series_colours(results), lines(results)
     gates, gate_scale = _gates(results, colours)
+    plotted = [line for line in table if line.orders and colours[line.label] != "other"]
     return {
-        "suite": results["suite"],
-        "tasks": results["order"],
+        "title": results["title"],
+        "suite": results["suite"]["name"],
+        "tasks": results["orders"][0]["tasks"],
+        "seeds": [order["seed"] for order in results["orders"]],
         "created": results.get("created"),
         "headline": _unbroken(headline(results)),
         "lead": [_unbroken(sentence) for sentence in lead(results)],
-        "columns": COLUMNS,
+        "columns": columns_of(results),
+        "heat": _heat(table) if results["pivot"] else {},
         "lines": table,
-        "ranked": sorted(table, key=lambda line: line.cells[0].value or 0.0, reverse=True),
+        "ranked": sorted(plotted, key=lambda line: line.cells[0].mean or 0.0, reverse=True),
         "colours": colours,
-        "notes": notes(results),
+        "pale": "other" in colours.values(),
+        "notes": [*notes(results), *values_used(results)],
         "doubt": _doubt(results),
+        "curves": [_curve(results, key) for key in results["curves"]],
         "steps": _steps(results),
         "floor": f"{100 * plots.accuracy_floor(results):.0f}",
-        "matrices": _matrices(results, colours),
+        "matrices": _panels(
+            with_part(merges(results), "matrix"), colours, lambda row: plots.accuracy_matrix(results, row)
+        ),
         "gates": gates,
         "gate_scale": gate_scale,
-        "energy": _panels(with_part(results, "energy"), colours, plots.energy),
+        "costs": [_svg(curves.cost(results, key)) for key in curves.COSTS if key in results["columns"]],
+        "energy": _panels(with_part(featured(results), "energy"), colours, plots.energy),
         "energy_parts": plots.ENERGY,
         "losses": _losses(results),
         "loss_legend": _loss_legend(results, colours),
-        "examples": results.get("examples") or [],
+        "examples": _examples(results),
         "settings": [_settings(row) for row in results["rows"]],
-        "definitions": [(name, _typeset(text)) for name, text in DEFINITIONS],
+        "definitions": [(name, _typeset(formula), text) for name, formula, text in definitions(results)],
         "provenance": _provenance(results),
-        "theme": THEME,
-        "style": Markup((_HERE / "report.css").read_text("utf-8")),
-        "script": Markup(script),
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
 
 
+def _own_ids(chapter: str, name: str) -> str:
+    """A rendered chapter whose ids, and the references to them, are its own among other chapters."""
+    return re.sub(r'(\sid="|href="#|url\(#)', rf"\g<1>{name}-", chapter)
+
+
 def _unbroken(sentence: str) -> str:
-    """No line break between a number and its unit."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace(" points", "\N{NO-BREAK SPACE}points")
+    """No line break between a number and its spread or unit."""
+    return re.sub(r" (?=%|±|points)|(?<=±) ", "\N{NO-BREAK SPACE}", sentence)
 
 
 def _typeset(formula: str) -> Markup:
-    """``_i``, ``_{i<T}`` and ``^6`` as subscripts and superscripts."""
-    text = re.sub(r"_(?:{([^}]*)}|(\w))", r"<sub>\1\2</sub>", str(escape(formula)))
-    return Markup(re.sub(r"\^(\w)", r"<sup>\1</sup>", text))
+    """``_i`` and ``_{i<T}`` as subscripts."""
+    return Markup(re.sub(r"_(?:{([^}]*)}|(\w))", r"<sub>\1\2</sub>", str(escape(formula))))
 
 
 def _svg(plot: str) -> Markup:
@@ -108,71 +140,103 @@ def _panels(rows: list[Row], colours: Mapping[str, str], plot: Callable[[Row], s
     return [Panel(row["label"], colours[row["label"]], _svg(plot(row))) for row in rows]
 
 
-def _steps(results: Results) -> tuple[Markup, Markup]:
-    wide = plots.accuracy_over_steps(results)
-    return _svg(wide), _svg(plots.accuracy_over_steps(results, compact=True))
+def _steps(results: Results) -> list[Markup]:
+    if not with_part(merges(results), "matrix"):
+        return []
+    return [_svg(plots.accuracy_over_steps(results, compact=compact)) for compact in (False, True)]
 
 
-def _matrices(results: Results, colours: Mapping[str, str]) -> list[Panel]:
-    return _panels(merges(results), colours, lambda row: plots.accuracy_matrix(results, row))
+def _heat(table: list[Line]) -> dict[float, float]:
+    """How strongly the cell of an accuracy is coloured: 0 for the lowest of the table, 1 for the highest."""
+    values = [cell.mean for line in table for cell in line.cells if cell.mean is not None]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return {value: (value - low) / (high - low or 1.0) for value in values}
+
+
+def _curve(results: Results, key: str) -> tuple[Markup, list[tuple[str, str]]]:
+    """The plot of an option, and the name and colour of its lines where there are several."""
+    names = [name for name in curves.curve_groups(results, key) if name]
+    legend = [(name, SERIES[i % len(SERIES)]) for i, name in enumerate(names)]
+    return _svg(curves.sensitivity(results, key)), legend
 
 
 def _gates(results: Results, colours: Mapping[str, str]) -> tuple[list[Panel], tuple[str, str]]:
     """Plots per method, and the gates of full colour: in the average over layers, and in single layers."""
-    rows = with_part(results, "gates")
-    whole, single = (heatmap.gate_limit([row["gates"] for row in rows], per_layer=p) for p in (False, True))
+    found = {row["label"]: part(row, "gates") for row in with_part(featured(results), "gates")}
+    whole, single = (heatmap.gate_limit([*found.values()], per_layer=p) for p in (False, True))
     panels = [
         Panel(
-            row["label"],
-            colours[row["label"]],
-            _svg(heatmap.gate_summary(row["gates"], whole, row["label"])),
-            _svg(heatmap.gate_layers(row["gates"], single, row["label"])),
+            label,
+            colours[label],
+            _svg(heatmap.gate_summary(gates, whole, label)),
+            _svg(heatmap.gate_layers(gates, single, label)),
         )
-        for row in rows
+        for label, gates in found.items()
     ]
     return panels, (f"{whole:.2g}", f"{single:.2g}")
 
 
 def _losses(results: Results) -> list[Markup]:
-    if not with_part(results, "losses"):
+    if not with_part(featured(results), "losses"):
         return []
-    return [_svg(plots.loss(results, task)) for task in range(len(results["order"]))]
+    return [_svg(plots.loss(results, task)) for task in range(len(results["orders"][0]["tasks"]))]
 
 
 def _loss_legend(results: Results, colours: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """Label, colour and dashes of every line in the plots of the loss."""
     dashes = [" ".join(map(str, dash)) for dash in plots.DASHES]
-    rows = with_part(results, "losses")
+    rows = with_part(featured(results), "losses")
     return [(row["label"], colours[row["label"]], dashes[i % len(dashes)]) for i, row in enumerate(rows)]
 
 
 def _doubt(results: Results) -> str | None:
-    """How far chance alone moves the winner's ACC, in points; None where the number of samples is unknown."""
+    """How far chance alone moves the winner's ACC of a single order, in points; None where unknown."""
     samples, ranked = results.get("samples_per_task"), ranking(results)
-    return percent(standard_error(ranked[0], samples)) if samples and ranked else None
+    if not samples or not ranked or len(results["orders"]) > 1 or main_metric(results) != "acc":
+        return None
+    error = sampling_error(ranked[0], samples)
+    return None if error is None else percent(error)
+
+
+def _examples(results: Results) -> list[dict[str, Any]]:
+    """Every example with what the bounds and the best merges say of it; None where a method says nothing."""
+    shown = [*bounds(results), *featured(results)]
+    said = {row["label"]: part(row, "examples") or {} for row in shown}
+    seen: Counter[str] = Counter()
+    found = []
+    for example in results.get("examples") or ():
+        task = example["task"]
+        answers = {label: by_task[task][seen[task]] for label, by_task in said.items() if task in by_task}
+        seen[task] += 1
+        found.append({**example, "predictions": answers})
+    return found
 
 
 def _settings(row: Row) -> dict[str, Any]:
     used = {**(row.get("settings") or {})}
-    seeds = {f"seed samples: {name}": value for name, value in (row.get("seed_samples") or {}).items()}
+    seeds = {f"seed samples: {name}": value for name, value in (part(row, "seed_samples") or {}).items()}
     return {
         "label": row["label"],
         "method": row["method"],
-        "preset": row.get("preset"),
+        "preset": row["preset"],
         "values": [(name.replace("_", " "), _written(value)) for name, value in {**used, **seeds}.items()],
     }
 
 
 def _provenance(results: Results) -> list[tuple[str, str]]:
+    suite = results["suite"]
+    prints = dict(suite.get("fingerprints") or {})
     entries: dict[str, Any] = {
         "command": results.get("command"),
         "created": results.get("created"),
-        "suite": results["suite"],
-        "order of the tasks": " → ".join(results["order"]),
-        "seed": results.get("seed"),
+        "suite": suite["name"],
+        "backbone": suite.get("backbone"),
         "scored samples per task": results.get("samples_per_task"),
-        "test samples per task": results.get("test_samples"),
-        "fingerprint of the base": results.get("base_fingerprint"),
+        **{f"order of seed {o['seed']}": " → ".join(o["tasks"]) for o in results["orders"]},
+        "fingerprint of the base": prints.pop("base", None),
+        "fingerprints of the checkpoints": ", ".join(
+            f"{task} {found[:12]}" for task, found in prints.items()
+        ),
         **{f"version of {name}": value for name, value in (results.get("versions") or {}).items()},
         **{f"machine: {name}": value for name, value in (results.get("machine") or {}).items()},
     }

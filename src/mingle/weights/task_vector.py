@@ -12,6 +12,9 @@ from mingle.weights.checkpoint import DTYPES, Checkpoint
 MIN_SIMILARITY = 0.5
 """Smallest cosine between a checkpoint's matrices and its base's."""
 
+CHUNK = 2**20
+"""Entries that are converted to float64 at once."""
+
 
 def check_against(base: Checkpoint, checkpoint: Checkpoint, optional: Collection[str] = ()) -> None:
     """Compares names, shapes, dtypes and finiteness with the base before anything is computed.
@@ -45,9 +48,11 @@ def _origin_problems(base: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:
     dot, ours, theirs = 0.0, 0.0, 0.0
     for name in checkpoint.names():
         if len(checkpoint.entries[name].shape) > 1:
-            origin, tuned = base.tensor(name, torch.float64), checkpoint.tensor(name, torch.float64)
-            dot += float((origin * tuned).sum())
-            ours, theirs = ours + float(origin.square().sum()), theirs + float(tuned.square().sum())
+            both = (x.tensor(name).reshape(-1) for x in (base, checkpoint))
+            for origin, tuned in zip(*(torch.split(tensor, CHUNK) for tensor in both), strict=True):
+                one, two = origin.double(), tuned.double()
+                dot += float(one @ two)
+                ours, theirs = ours + float(one @ one), theirs + float(two @ two)
     similarity = dot / math.sqrt(ours * theirs) if ours * theirs else 1.0
     if similarity < MIN_SIMILARITY:
         yield (

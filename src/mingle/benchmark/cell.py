@@ -1,0 +1,134 @@
+"""Computing one cell: merge a suite in an order with a method, and score it."""
+
+import hashlib
+import tempfile
+import traceback
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from mingle.backbones import BACKBONES, Samples
+from mingle.benchmark.examples import example_predictions
+from mingle.benchmark.executors import Outcome, failure
+from mingle.benchmark.plan import Cell, Corruption
+from mingle.errors import ConfigError, MingleError
+from mingle.evaluation import ScoredTask, corrupt, evaluate_run, scored_tasks
+from mingle.methods import Base
+from mingle.methods.base_method import Progress, silent
+from mingle.provenance import machine, versions
+from mingle.state import MergeRun
+from mingle.suites import RawSamples, Suite, open_suite, suite_samples
+
+
+def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent) -> Outcome:
+    """The outcome of a cell; a method that fails gives a reason instead of numbers, and stops nobody else.
+
+    The run is kept if a folder is given.
+    """
+    torch.set_num_threads(cell.threads)
+    try:
+        return _compute(cell, folder, progress)
+    except MingleError as error:
+        return failure(str(error))
+    except Exception as error:
+        return {**failure(f"{type(error).__name__}: {error}"), "traceback": traceback.format_exc()}
+
+
+def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
+    suite = _suite(cell.suite)
+    if suite_fingerprint(cell.suite) != cell.fingerprint:
+        raise ConfigError(f"suite {cell.suite!r} on this machine is not the one the benchmark started with")
+    with tempfile.TemporaryDirectory(prefix="mingle-cell-") as temporary:
+        run = _merge(cell, suite, folder or Path(temporary) / "run", progress)
+        tests = _tests(cell.suite, cell.samples, cell.corruption)
+        scored = {task: tests[task] for task in cell.tasks}
+        evaluation = evaluate_run(run, scored, progress=progress)
+        examples = example_predictions(run, suite, scored)
+    return {
+        "status": "done",
+        **evaluation.as_dict(),
+        "examples": examples,
+        "test_hashes": {task: _test_hash(test) for task, test in scored.items()},
+        "versions": versions(),
+        "machine": machine(),
+    }
+
+
+def suite_fingerprint(suite: str) -> str:
+    """sha256 over base and checkpoints of a suite; read once per process."""
+    return hashlib.sha256("\n".join(checkpoint_fingerprints(suite).values()).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def checkpoint_fingerprints(suite: str) -> Mapping[str, str]:
+    """Fingerprint of the base (under ``base``) and of every task's checkpoint."""
+    opened = _suite(suite)
+    backbone = BACKBONES.get(opened.backbone)()
+    sources = {"base": opened.base} | {task: opened.checkpoint(task) for task in opened.tasks}
+    return {name: backbone.open(source).fingerprint for name, source in sources.items()}
+
+
+@lru_cache(maxsize=4)
+def _suite(suite: str) -> Suite:
+    return open_suite(suite)
+
+
+@lru_cache(maxsize=2)
+def _tests(suite: str, samples: int | None, corruption: Corruption | None) -> dict[str, ScoredTask]:
+    opened = _suite(suite)
+    backbone = BACKBONES.get(opened.backbone)()
+    base = Base(backbone, backbone.open(opened.base))
+    tests = scored_tasks(opened, opened.tasks, base, samples)
+    if corruption is None:
+        return tests
+    return {task: replace(test, samples=_corrupted(test.samples, corruption)) for task, test in tests.items()}
+
+
+def _merge(cell: Cell, suite: Suite, folder: Path, progress: Progress) -> MergeRun:
+    run = MergeRun.create(
+        folder,
+        suite.base,
+        method=cell.method,
+        preset=cell.preset,
+        options=cell.options,
+        backbone=suite.backbone,
+        seed=cell.seed,
+    )
+    for number, task in enumerate(cell.tasks, start=1):
+        labelled = _labelled(progress, f"{task} ({number}/{len(cell.tasks)})")
+        run.add(
+            suite.checkpoint(task),
+            name=task,
+            seeds=_seeds(cell, suite, task, run),
+            head=suite.head(task),
+            progress=labelled,
+        )
+    return run
+
+
+def _seeds(cell: Cell, suite: Suite, task: str, run: MergeRun) -> RawSamples:
+    if run.method.needs_labels:
+        samples, labels = suite.train(task)
+        return RawSamples(samples, labels, source=f"{suite.name}:{task} (training data)")
+    found = suite_samples(suite, task, scored=run.method.scored_seeds)
+    if cell.corruption is None:
+        return found
+    return replace(found, samples=_corrupted(found.samples, cell.corruption))
+
+
+def _corrupted(samples: Samples, corruption: Corruption) -> Samples:
+    return corrupt(samples, corruption.name, corruption.severity)
+
+
+def _test_hash(test: ScoredTask) -> str:
+    return hashlib.sha256("\n".join([*test.ids, str(test.labels.tolist())]).encode()).hexdigest()[:16]
+
+
+def _labelled(progress: Progress, prefix: str) -> Progress:
+    def report(what: str, done: int, total: int) -> None:
+        progress(f"{prefix}: {what}", done, total)
+
+    return report

@@ -1,0 +1,50 @@
+"""Rows that several tables share. λ as the paper sets it: 0.3 for 8 tasks, 0.1 for 14 and 20."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mingle.benchmark.plan import Contender
+
+SMALL_SCALE = {"scale": 0.1}
+
+AVERAGE = Contender("average", "average")
+TASK_ARITHMETIC = Contender("task arithmetic", "task_arithmetic", many_tasks=SMALL_SCALE)
+OPCM = Contender("OPCM", "opcm")
+MINGLE = Contender("mingle", "mingle")
+MINGLE_LIGHT = Contender("mingle light (MINGLE*)", "mingle", "light")
+MINGLE_PAPER = Contender("mingle, paper's formulas", "mingle", "paper")
+MINGLE_REFERENCE = Contender("mingle, released code", "mingle", "reference")
+
+DATA_FREE = (
+    AVERAGE,
+    TASK_ARITHMETIC,
+    Contender("TIES", "ties", many_tasks=SMALL_SCALE),
+    Contender("MagMax", "magmax"),
+    Contender("Consensus TA", "consensus_ta"),
+    OPCM,
+    Contender("NuFilt", "nufilt"),
+    Contender("DOP", "dop"),
+    Contender("TSV-M", "tsv_m"),
+    Contender("Iso-C", "iso_c"),
+    Contender("WUDI", "wudi"),
+)
+"""Methods that see weights only."""
+
+TEST_TIME = (
+    Contender("AdaMerging", "adamerging"),
+    Contender("AdaMerging, restarting", "adamerging", "reference"),
+    Contender("WEMoE", "wemoe"),
+    Contender("LoRA-WEMoE", "lora_wemoe"),
+)
+"""Baselines that adapt on unlabelled seeds."""
+
+ROUTERS = (Contender("nearest subspace", "nearest_subspace"), Contender("oracle router", "oracle"))
+"""Other gates on the same experts."""
+
+
+def sweep(key: str, values: Iterable[Any], fixed: Mapping[str, Any] | None = None) -> tuple[Contender, ...]:
+    """Mingle with one option at several values."""
+    return tuple(
+        Contender(f"{key} {value}", "mingle", options={**(fixed or {}), key: value}, point={key: value})
+        for value in values
+    )
