@@ -14,7 +14,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,9 +85,9 @@ def merge(place: Path, method: str, tasks: int, answer: Connection) -> None:
         answer.send((peak() - before, time.perf_counter() - started))
 
 
-def in_child(target: object, *arguments: object) -> None:
+def in_child(target: Callable[..., None], *arguments: object) -> None:
     """A new process starts from its imports only, and what it used up goes with it."""
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)  # type: ignore[arg-type]
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     process.start()
     process.join()
     if process.exitcode:
