@@ -7,7 +7,7 @@ stay where it is until then.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple
 
@@ -51,23 +51,25 @@ class Sources:
         """Number of entries of a tensor."""
         return torch.Size(self.state.base.checkpoint.entries[name].shape).numel()
 
-    def versions(self, name: str, dtype: torch.dtype | None = None) -> Versions:
-        """θ0, θ and θt of one tensor; what the checkpoint leaves out is the base's."""
-        base, checkpoint = self.state.base, self.arrival.checkpoint
+    def versions(self, name: str) -> Versions:
+        """θ0, θ and θt of one tensor."""
+        base = self.state.base
         origin = base.checkpoint.tensor(name, base.dtype)
-        merged = self.stored("weights", name) if self.state.steps else origin
-        new = checkpoint.tensor(name, base.dtype) if name in checkpoint.entries else origin
-        found = (origin, merged, new) if dtype is None else (x.to(dtype) for x in (origin, merged, new))
-        return Versions(*found)
+        return Versions(origin, self.stored("weights", name) if self.state.steps else origin, self.new(name))
+
+    def new(self, name: str) -> Tensor:
+        """θt of one tensor; what the checkpoint leaves out is the base's."""
+        base, checkpoint = self.state.base, self.arrival.checkpoint
+        return (checkpoint if name in checkpoint.entries else base.checkpoint).tensor(name, base.dtype)
 
     def stored(self, stem: str, name: str) -> Tensor:
         """A tensor of the newest step."""
         return self.state.steps[-1].tensors[stem][name]
 
-    def each(self, what: str, progress: Progress) -> Iterator[tuple[str, Versions]]:
-        """A pass over all tensors, for what a method has to know before it can merge any of them."""
+    def visit(self, look: Callable[[str, Versions], None], what: str, progress: Progress) -> None:
+        """Shows every tensor to ``look``, for what a method has to know before it can merge any of them."""
         for done, name in enumerate(self.names(), start=1):
-            yield name, self.versions(name)
+            look(name, self.versions(name))
             progress(what, done, len(self.names()))
 
 

@@ -46,9 +46,13 @@ class Opcm(SitesMethod[OpcmOptions]):
         last = sources.state.steps[-1].report if sources.state.steps else {"lambda": 1.0, "mean_norm": 0.0}
         vector = partial(self._vector, linears, last["lambda"])
         task_norm = merged_norm = 0.0
-        for name, versions in sources.each("norms", progress):
+
+        def look(name: str, versions: Versions) -> None:
+            nonlocal task_norm, merged_norm
             task_norm = math.hypot(task_norm, float((versions.new.double() - versions.base).norm()))
             merged_norm = math.hypot(merged_norm, float(vector(name, versions).norm()))
+
+        sources.visit(look, "norms", progress)
         mean_norm = last["mean_norm"] + (task_norm - last["mean_norm"]) / sources.t
         factor = merged_norm / mean_norm if merged_norm and mean_norm else 1.0
         return Plan(

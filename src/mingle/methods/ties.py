@@ -44,10 +44,13 @@ class Ties(WeightsMethod[TiesOptions]):
         keep = max(int(self.options.density * total), 1)
         dtype = sources.state.base.dtype
         searches = [MagnitudeSearch(keep, dtype) for _ in range(2)]
+
+        def look(_: str, versions: Versions) -> None:
+            for search, vector in zip(searches, versions.vectors(), strict=True):
+                search.count(vector)
+
         for number in range(searches[0].passes):
-            for _, versions in sources.each(f"threshold, pass {number + 1}", progress):
-                for search, vector in zip(searches, versions.vectors(), strict=True):
-                    search.count(vector)
+            sources.visit(look, f"threshold, pass {number + 1}", progress)
             for search in searches:
                 search.narrow()
         thresholds = [search.magnitude for search in searches]

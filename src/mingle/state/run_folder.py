@@ -108,8 +108,8 @@ class RunFolder:
     ) -> "RunFolder":
         """Add a step and return the run with it; whatever goes wrong, the run stays as it was.
 
-        ``tensors`` gives the content of each ``<stem>.safetensors``, ``info`` that of ``step.json`` (a
-        function is called once the tensors are written), ``summary`` the few figures that the manifest shows.
+        ``tensors`` gives the content of each ``<stem>.safetensors``, ``info`` of ``step.json`` (called
+        once these are written, if it is a function), ``summary`` the few figures that the manifest shows.
 
         Raises:
             TaskExistsError: the run holds that step.
