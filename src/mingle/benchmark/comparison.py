@@ -62,6 +62,7 @@ def compare(
     Every run is kept in ``folder``. ``limit``: score at most that many test samples per task.
     """
     tasks = tuple(order or suite.tasks)
+    suite.check(tasks)
     backbone = BACKBONES.get(suite.backbone)()
     base = Base(backbone, backbone.open(suite.base))
     tests = scored_tasks(suite, tasks, base, limit)
