@@ -1,5 +1,7 @@
 """The command line: the Python API under the same names."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,8 +32,15 @@ def _root(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="MINGLE_DATA", help="Folder of local models and data for the recipe suites."),
+    ] = None,
 ) -> None:
     del version
+    if data is not None:
+        # Where the suites look, in worker processes too.
+        os.environ["MINGLE_DATA"] = str(data)
 
 
 for module in (demo, run, evaluate, bench, report):
