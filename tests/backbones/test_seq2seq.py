@@ -14,6 +14,7 @@ from mingle.backbones import BACKBONES, Head, take
 from mingle.backbones.seq2seq import Seq2seq, write
 from mingle.errors import CheckpointError, ConfigError, MismatchError, SeedsError
 from mingle.evaluation import accuracy, accuracy_matrix, gate_activations, mixed_accuracy
+from mingle.evaluation.final import final_metrics
 from mingle.evaluation.matrix import ScoredTask
 from mingle.layers import LowRankExpert, wrap
 from mingle.methods import Base
@@ -326,6 +327,22 @@ def test_text_models_are_merged_and_scored(merged, base, tests):
     assert matrix[0][0] > alone + 0.2
     assert matrix[1][0] > alone + 0.2
     assert mixed_accuracy(reopened.method, reopened.state, tests) == pytest.approx(sum(matrix[-1]) / 2)
+
+
+def test_metrics_of_the_last_model_hold_for_answers_in_words(merged, tests):
+    run = MergeRun.open(merged.path)
+    matrix = accuracy_matrix(run.method, run.state, tests)
+    metrics, cost = final_metrics(run.method, run.state, tests, used=())
+    # Both tasks have the same answers, so the union of their labels is the labels of each.
+    assert metrics["agnostic_acc"] == metrics["unseen_acc"] == metrics["sample_acc"]
+    assert metrics["sample_acc"] == pytest.approx(sum(matrix[-1]) / 2)
+    assert cost["gate_parameters"] > 0
+
+
+def test_a_method_that_needs_class_probabilities_says_so(zoo, tmp_path):
+    run = MergeRun.create(tmp_path / "run", zoo / "base", method="adamerging", backbone="seq2seq")
+    with pytest.raises(ConfigError, match="a sequence-to-sequence model writes its answers"):
+        run.add(zoo / "task1", seeds=sentences(1, 40))
 
 
 def test_predictions_of_a_run(merged, tests):

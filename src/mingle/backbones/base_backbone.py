@@ -138,6 +138,10 @@ class Backbone(ABC):
         """What a student matches (see Lesson), with gradients: (N, C), or (N, L, V) for text."""
         return self.classify(self.features(model, batch), head)
 
+    def class_logits(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
+        """Logits of the head's classes with gradients: (N, C). Raises ConfigError for models of text."""
+        return self.classify(self.features(model, batch), head)
+
     @torch.no_grad()
     def teach(self, teacher: nn.Module, batch: Batch, head: Head) -> Lesson:
         """What a fine-tuned model says of every sample."""

@@ -29,7 +29,7 @@ from mingle.backbones.base_backbone import (
     choose_sites,
     split,
 )
-from mingle.errors import CheckpointError, SeedsError
+from mingle.errors import CheckpointError, ConfigError, SeedsError
 from mingle.layers import LinearGroup, mixtures
 from mingle.weights import Checkpoint
 
@@ -173,6 +173,13 @@ class Seq2seq(Backbone):
         del head
         found: Tensor = model(**batch, use_cache=False).logits
         return found
+
+    def class_logits(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
+        """Raises ConfigError: an answer in words has no logits of classes."""
+        raise ConfigError(
+            "this method trains on class probabilities, and a sequence-to-sequence model writes its answers; "
+            "use a method without them, such as mingle or average"
+        )
 
     @torch.no_grad()
     def teach(self, teacher: nn.Module, batch: Batch, head: Head) -> Lesson:

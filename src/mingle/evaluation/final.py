@@ -4,7 +4,7 @@ Shapes: N test samples of a task; logits (N, C) of a task's own head, (N, ΣC) o
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,7 @@ def final_metrics(
         return dict.fromkeys(("agnostic_acc", "unseen_acc", "sample_acc", "batch_acc")), {}
     backbone, model = state.base.backbone, method.model(state)
     heads = {step.task: step.head for step in state.steps if step.head is not None}
+    tests = {task: test for task, test in tests.items() if task in heads}
     started = time.perf_counter()
     features = _features(backbone, model, tests)
     seconds = time.perf_counter() - started
@@ -93,10 +94,12 @@ def _by_reduction(
     return found
 
 
-def _features(backbone: Backbone, model: nn.Module, tests: Mapping[str, ScoredTask]) -> dict[str, Tensor]:
+def _features(
+    backbone: Backbone, model: nn.Module, tests: Mapping[str, ScoredTask]
+) -> dict[str, list[Tensor]]:
+    """Features of every task, batch by batch."""
     return {
-        task: torch.cat([backbone.features(model, part) for part in test.batches(BATCH)])
-        for task, test in tests.items()
+        task: [backbone.features(model, part) for part in test.batches(BATCH)] for task, test in tests.items()
     }
 
 
@@ -107,14 +110,21 @@ def _base_speed(state: State, tests: Mapping[str, ScoredTask]) -> dict[str, floa
     return {"base_images_per_second": len(first.labels) / (time.perf_counter() - started)}
 
 
-def _hits(backbone: Backbone, features: Tensor, head: Head, test: ScoredTask) -> Tensor:
-    return (backbone.classify(features, head).argmax(-1) == test.labels).float()
+def _hits(backbone: Backbone, features: Sequence[Tensor], head: Head, test: ScoredTask) -> Tensor:
+    said = torch.cat([backbone.decide(part, head) for part in features])
+    return (said == test.labels).float()
 
 
-def _agnostic(backbone: Backbone, features: Tensor, heads: Mapping[str, Head], test: ScoredTask) -> Tensor:
+def _agnostic(
+    backbone: Backbone, features: Sequence[Tensor], heads: Mapping[str, Head], test: ScoredTask
+) -> Tensor:
     names = [name for head in heads.values() for name in head.classes]
-    logits = torch.cat([backbone.classify(features, head) for head in heads.values()], dim=-1)
-    said = [names[i] for i in logits.argmax(-1).tolist()]
+    said: list[str | None] = []
+    for part in features:
+        best = torch.cat([backbone.classify(part, head) for head in heads.values()], dim=-1).argmax(-1)
+        # An answer in words may be no class of any task.
+        named = torch.stack([backbone.decide(part, head) >= 0 for head in heads.values()]).any(0)
+        said += [names[i] if known else None for i, known in zip(best.tolist(), named.tolist(), strict=True)]
     true = [heads[test.task].classes[i] for i in test.labels.tolist()]
     return torch.tensor([float(one == other) for one, other in zip(said, true, strict=True)])
 

@@ -91,8 +91,7 @@ def minimise_entropy(
     """
 
     def loss(index: Tensor) -> Tensor:
-        features = base.backbone.features(model, take(seeds.batch, index))
-        return prediction_entropy(base.backbone.classify(features, seeds.head))
+        return prediction_entropy(base.backbone.class_logits(model, take(seeds.batch, index), seeds.head))
 
     batches = draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
     return minimise(
@@ -109,8 +108,7 @@ def cross_entropy_on(
     """The loss ``batch indices -> mean cross-entropy of the model's predictions with the labels``."""
 
     def loss(index: Tensor) -> Tensor:
-        logits = base.backbone.classify(base.backbone.features(model, take(batch, index)), head)
-        return cross_entropy(logits, labels[index])
+        return cross_entropy(base.backbone.class_logits(model, take(batch, index), head), labels[index])
 
     return loss
 
