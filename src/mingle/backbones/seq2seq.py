@@ -176,6 +176,7 @@ class Seq2seq(Backbone):
 
     def class_logits(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
         """Raises ConfigError: an answer in words has no logits of classes."""
+        del model, batch, head
         raise ConfigError(
             "this method trains on class probabilities, and a sequence-to-sequence model writes its answers; "
             "use a method without them, such as mingle or average"
