@@ -134,8 +134,8 @@ def test_verify_names_the_damaged_file(call, run):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("init", "new", "--base", "BASE", "--method", "mingel"), 2, "did you mean mingle?"),
-        (("init", "new", "--base", "BASE", "--preset", "referense"), 2, "did you mean reference?"),
+        (("init", "new", "--base", "BASE", "--method", "mingel"), 2, "did you mean mingle"),
+        (("init", "new", "--base", "BASE", "--preset", "referense"), 2, "did you mean reference"),
         (("init", "new", "--base", "nowhere"), 1, "no such folder or file"),
         (("init", "new", "--base", "glyph9:base"), 2, "did you mean glyph8 or"),
         (("add", "RUN", "nowhere"), 1, "no such folder or file"),
