@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mingle.subspace import effective_rank, numerical_rank, svd_of_factors, truncated_svd
+from mingle.subspace import effective_rank, numerical_rank, polar, svd_of_factors, truncated_svd
 
 from .. import naive
 from .strategies import factor_pairs, gaussian, matrices, seeds, with_spectrum
@@ -132,3 +132,20 @@ def test_effective_rank_ignores_rounding_noise_of_the_product(rank, width, seed)
     singular = svd_of_factors(with_spectrum(seed, width, rank, spectrum), gaussian(seed + 2, rank, width)).S
     noisy = torch.cat([singular, singular.new_full((width,), 1e-16) * singular[0]])
     assert effective_rank(noisy) == effective_rank(singular) <= rank
+
+
+@given(matrices(), st.sampled_from(list(PRECISION)))
+def test_polar_is_the_nearest_isometry_on_what_the_matrix_has(matrix, dtype):
+    matrix = matrix.to(dtype)
+    isometry, singular = polar(matrix)
+    assert isometry.dtype == singular.dtype == dtype
+    exact, Q = matrix.double(), isometry.double()
+    torch.testing.assert_close(singular.double(), torch.linalg.svdvals(exact), atol=PRECISION[dtype], rtol=0)
+    # M = Q H with H = Qᵀ M symmetric and positive semidefinite: the polar decomposition.
+    H = Q.mT @ exact
+    torch.testing.assert_close(H, H.mT, atol=1e-5, rtol=0)
+    torch.testing.assert_close(Q @ H, exact, atol=1e-5, rtol=0)
+    assert float(torch.linalg.eigvalsh((H + H.mT) / 2).min()) > -1e-5
+    kept = torch.linalg.svdvals(Q)
+    assert ((kept - 1).abs().minimum(kept.abs()) < 1e-5).all()
+    assert int((kept > 0.5).sum()) == numerical_rank(torch.linalg.svdvals(exact))
