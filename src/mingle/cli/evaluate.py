@@ -1,6 +1,5 @@
 """Commands that score a run and predict with it."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,26 +35,25 @@ def evaluate(
 
 def predict(
     run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    samples: Annotated[list[str], typer.Argument(help="Image files, or texts for a text model.")],
     task: Annotated[str, typer.Option(help="Task whose classes to choose from.")],
     base: BaseNow = None,
     json: Json = False,
 ) -> None:
-    """Classify images with the merged model."""
+    """Classify images or texts with the merged model."""
     from mingle.state import MergeRun
-    from mingle.suites import open_image
 
     opened = MergeRun.open(run, base=base)
-    probabilities, classes = opened.predict([open_image(path) for path in images], task)
+    probabilities, classes = opened.predict(samples, task)
     found = [
         {
-            "image": str(path),
+            "sample": sample,
             "class": classes[int(row.argmax())] if row.any() else None,
             "probability": float(row.max()),
         }
-        for path, row in zip(images, probabilities, strict=True)
+        for sample, row in zip(samples, probabilities, strict=True)
     ]
-    text = "\n".join(f"{f['image']}  {f['class'] or 'no class'}  {f['probability']:.1%}" for f in found)
+    text = "\n".join(f"{f['sample']}  {f['class'] or 'no class'}  {f['probability']:.1%}" for f in found)
     show(found, text, as_json=json)
 
 
