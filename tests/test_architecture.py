@@ -147,15 +147,15 @@ def test_public_names_are_pinned():
 
 
 PACKAGES = {
-    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence second_moments "
-    "select_seeds soft_cross_entropy watch_inputs",
-    "backbones": "BACKBONES Backbone Batch Head Samples count split take",
+    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence minimise "
+    "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
+    "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
-    "build_expert mixtures unwrap wrap wrap_norms",
+    "RoutedMLP SubspaceGate TokenRouter build_expert mixtures unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
-    "extend_basis numerical_rank project_delta svd_of_factors truncated_svd",
-    "weights": "Checkpoint check_against check_finite open_checkpoint read_json task_vector",
+    "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",
+    "weights": "Checkpoint LazyTensors Spec check_against check_finite open_checkpoint read_json task_vector",
 }
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from common import Bag, load_bag
+from common import base_images, eight
+from mingle.suites._glyph.recipe import Task, recipe
+from mingle.suites._glyph.svg import licences, permissive
+from mingle.suites._glyph.workplace import Bag, Workplace, load_bag
 from names import allowed
-from svg import licences, permissive
 
 SPLITS = {
     "mnist": "a seeded shuffle splits the 10,000 digits of the package: 8,000 train, the others are held out",
@@ -26,7 +28,7 @@ RECIPE = """\
   1.23 million parameters. It was trained to follow the features of a pretrained DINOv2 ViT-S/14 (11 of
   its 12 blocks) and to tell apart {base_names:,} names of icons, emoji and glyphs of scripts that no
   task uses, on {base_images:,} images. Icons whose names speak of a class of any of the twenty tasks in
-  `zoo/tasks.yaml` were left out, and so were logos and flags.
+  `tasks.yaml` were left out, and so were logos and flags.
 - Heads: the normalised class means of the base's image embeddings of augmented training images. They
   are made before fine-tuning and never trained. The logit is 20 times the cosine; the scale is stored
   beside the head.
@@ -54,11 +56,9 @@ LIMITS = """\
 """
 
 
-def split_of(name: str, entry: dict[str, Any]) -> str:
+def split_of(task: Task) -> str:
     """How a task was split, in words."""
-    return (
-        SPLITS[name] if name in SPLITS else SPLITS[entry["sets"] if entry["kind"] == "svg" else entry["kind"]]
-    )
+    return SPLITS[task.name] if task.name in SPLITS else SPLITS[task.sets or task.kind]
 
 
 def side_counts(bag: Bag, held: bool) -> str:
@@ -67,9 +67,9 @@ def side_counts(bag: Bag, held: bool) -> str:
     return f"{int(side.sum()):,} / {len(set(bag['vendor'][side].tolist()))}"
 
 
-def model_card(cache: Path, spec: dict[str, Any], suite: Path, content: dict[str, Any]) -> None:
+def model_card(place: Workplace, suite: Path, content: dict[str, Any]) -> None:
     """Write MODEL_CARD.md."""
-    bags = {task: load_bag(cache / "sources" / f"{task}.npz") for task in spec["glyph8"]}
+    bags = [(task, load_bag(place.sources(task.name))) for task in eight()]
     alone, individual = content["base_accuracy"], content["individual_accuracy"]
     lines = [
         "# glyph8",
@@ -80,10 +80,10 @@ def model_card(cache: Path, spec: dict[str, Any], suite: Path, content: dict[str
         "| task | classes | chance | base | individual |",
         "|---|---|---|---|---|",
     ]
-    for task in spec["glyph8"]:
-        classes = len(spec["tasks"][task]["classes"])
+    for task in eight():
+        classes, name = len(task.classes), task.name
         lines.append(
-            f"| {task} | {classes} | {1 / classes:.1%} | {alone[task]:.1%} | {individual[task]:.1%} |"
+            f"| {name} | {classes} | {1 / classes:.1%} | {alone[name]:.1%} | {individual[name]:.1%} |"
         )
     mean = [np.mean(list(values.values())) for values in (alone, individual)]
     lines += [
@@ -97,25 +97,26 @@ def model_card(cache: Path, spec: dict[str, Any], suite: Path, content: dict[str
         "| task | training sources / vendors | held-out sources / vendors | split |",
         "|---|---|---|---|",
     ]
-    for task, bag in bags.items():
+    for task, bag in bags:
         lines.append(
-            f"| {task} | {side_counts(bag, False)} | {side_counts(bag, True)} "
-            f"| {split_of(task, spec['tasks'][task])} |"
+            f"| {task.name} | {side_counts(bag, False)} | {side_counts(bag, True)} | {split_of(task)} |"
         )
-    base = load_bag(cache / "sources" / "base.npz")
-    used = base["labels"][allowed(base, spec)]
+    base = load_bag(base_images(place))
+    used = base["labels"][allowed(base, recipe())]
     text = RECIPE.format(base_names=len(set(used.tolist())), base_images=len(used))
     (suite / "MODEL_CARD.md").write_text("\n".join(lines) + "\n\n" + text + "\n" + LIMITS, encoding="utf-8")
 
 
-def origins(cache: Path, spec: dict[str, Any]) -> dict[str, dict[bool, set[str]]]:
+def origins(place: Workplace) -> dict[str, dict[bool, set[str]]]:
     """For each icon set or package, the tasks that use it to train and those that ship its pictures."""
     out: dict[str, dict[bool, set[str]]] = {}
-    for task in spec["glyph8"]:
-        bag = load_bag(cache / "sources" / f"{task}.npz")
+    for task in eight():
+        bag = load_bag(place.sources(task.name))
         for held in (False, True):
             for index in set(bag["origin"][bag["held"] == held].tolist()):
-                out.setdefault(str(bag["origin_names"][index]), {False: set(), True: set()})[held].add(task)
+                out.setdefault(str(bag["origin_names"][index]), {False: set(), True: set()})[held].add(
+                    task.name
+                )
     return out
 
 
@@ -127,9 +128,9 @@ def credit(info: dict[str, Any]) -> str:
     return f"{info['name']} | {who} | {terms}"
 
 
-def write_licences(cache: Path, spec: dict[str, Any], suite: Path) -> None:
+def write_licences(place: Workplace, suite: Path) -> None:
     """Write LICENSES.md: every source set with its author and licence, and what of it ships."""
-    folder, used = cache / "npm" / "node_modules" / "@iconify" / "json", origins(cache, spec)
+    folder, used, fonts = place.icons, origins(place), recipe()["fonts"]
     none: dict[bool, set[str]] = {False: set(), True: set()}
 
     def columns(name: str) -> str:
@@ -170,8 +171,6 @@ def write_licences(cache: Path, spec: dict[str, Any], suite: Path) -> None:
         f"| package | licence | {head}",
         "|---|---|---|---|",
     ]
-    for package in spec["fonts"]["packages"]:
-        lines.append(
-            f"| {package} | {spec['fonts']['licences'].get(package, 'OFL-1.1')} | {columns(package)} |"
-        )
+    for package in fonts["packages"]:
+        lines.append(f"| {package} | {fonts['licences'].get(package, 'OFL-1.1')} | {columns(package)} |")
     (suite / "LICENSES.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -16,9 +16,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionModelWithProjection
 
-from augment import compose, erase, normalise
-from common import generator, load_bag, parser, tasks_file, timed
-from model import cosine, groups, load_state, new_model, save_half, save_state
+from common import base_images, base_model, parser, timed
+from mingle.suites._glyph.augment import compose, erase, normalise
+from mingle.suites._glyph.recipe import generator, recipe
+from mingle.suites._glyph.tower import cosine, groups
+from mingle.suites._glyph.training_state import load_state, save_state
+from mingle.suites._glyph.workplace import Workplace, load_bag
+from model import new_model, save_half
 from names import allowed
 
 BATCH, PEAK, WARM_UP, DECAY = 128, 1.5e-3, 100, 0.05
@@ -63,13 +67,13 @@ def strongest(features: Tensor) -> Tensor:
     return functional.normalize(centred @ vectors, dim=1)
 
 
-def load_data(cache: Path) -> Data:
+def load_data(place: Workplace) -> Data:
     """Images of names that occur often enough, and the teacher's features of those that have one.
 
     The names are checked again here, so that a stricter list needs no new rendering.
     """
-    bag, known = load_bag(cache / "sources" / "base.npz"), load_bag(cache / "teacher" / "features.npz")
-    keep = allowed(bag, tasks_file())
+    bag, known = load_bag(base_images(place)), load_bag(place.glyph / "teacher" / "features.npz")
+    keep = allowed(bag, recipe())
     names, labels = np.unique(bag["labels"][keep], return_inverse=True)
     target = torch.zeros(len(bag["labels"]), TARGET)
     usable = np.isin(known["index"], keep)
@@ -136,7 +140,6 @@ def train(student: Student, data: Data, steps: int, state_file: Path) -> None:
 def main() -> None:
     """Train the base unless it is there already."""
     args = parser(__doc__ or "")
-    args.add_argument("--run", default="final", help="name of the folder of results under the cache")
     args.add_argument(
         "--steps",
         type=int,
@@ -145,8 +148,8 @@ def main() -> None:
         help="last step of each round; the rate restarts",
     )
     options = args.parse_args()
-    folder = options.cache / "runs" / options.run
-    if (folder / "base" / "model.safetensors").exists():
+    folder = base_model(options.cache)
+    if (folder / "model.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(2)
@@ -159,8 +162,8 @@ def main() -> None:
     student = Student(data.names)
     with timed("pretrain"):
         for last in options.steps:
-            train(student, data, last, folder / "base-state.pt")
-    save_half(student.tower, folder / "base")
+            train(student, data, last, options.cache.state("base"))
+    save_half(student.tower, folder)
 
 
 if __name__ == "__main__":

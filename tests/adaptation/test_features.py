@@ -87,3 +87,13 @@ def test_no_graph_is_built_while_watching(model):
     outputs = []
     second_moments(layers, [lambda: outputs.append(model(samples(1, 2, 4)))], augmented=False)
     assert not outputs[0].requires_grad
+
+
+def test_a_mask_is_not_for_inputs_without_tokens(model):
+    """Gate and second moment agree: every row of (N, d) is a sample of its own and counts."""
+    layers = wrap(model, [LinearGroup(("0",))])
+    x, pool = samples(1, 3, 4), layers["0"].pool
+    pool.mask = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    found = second_moments(layers, [lambda: model(x)], augmented=False)
+    torch.testing.assert_close(found["0"].matrix, x.mT @ x, atol=1e-12, rtol=1e-12)
+    assert torch.equal(pool(x), x)

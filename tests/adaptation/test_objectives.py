@@ -69,3 +69,17 @@ def test_confident_predictions_stay_finite(objective):
     value.backward()
     assert float(value.detach()) == pytest.approx(2500)
     assert torch.isfinite(student.grad).all()
+
+
+@given(seeds, temperatures)
+def test_tokens_that_count_are_averaged_times_the_squared_temperature(seed, temperature):
+    """Sequences of 3, 1 and 2 tokens: the mean over those six, whatever stands in the padding."""
+    student, teacher = logits(seed, 12).reshape(3, 4, 4), logits(seed + 1, 12).reshape(3, 4, 4)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]])
+    kept = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1)]
+    rows = [torch.stack([x[i, j] for i, j in kept]) for x in (student, teacher)]
+    for objective, expected in zip(OBJECTIVES.values(), plainly(*rows, temperature), strict=True):
+        found = objective(student, teacher, temperature, mask)
+        assert float(found) == pytest.approx(temperature**2 * expected, abs=1e-10)
+        spoiled = student.masked_fill(mask[..., None] == 0, 1e3)
+        assert torch.equal(objective(spoiled, teacher, temperature, mask), found)

@@ -69,7 +69,7 @@ def test_every_linear_of_the_encoder_is_a_site_and_nothing_else(base):
 
 def test_groups_can_be_told_from_a_skeleton(base):
     skeleton = BACKBONE.skeleton(base.checkpoint)
-    for sites in ("full", "light", "light+out"):
+    for sites in ("full", "light", "light+out", "mlp"):
         assert BACKBONE.groups(skeleton, sites) == BACKBONE.groups(base.model(), sites)
     with pytest.raises(UnknownNameError, match="unknown sites 'lite'; did you mean light"):
         BACKBONE.groups(skeleton, "lite")
@@ -266,3 +266,8 @@ def test_batches_are_counted_and_cut():
 
 def test_the_family_is_registered():
     assert BACKBONES.get("clip") is Clip
+
+
+def test_texts_are_no_images(base):
+    with pytest.raises(SeedsError, match="expected pictures, found texts"):
+        BACKBONE.prepare(["a cat"], base.checkpoint)

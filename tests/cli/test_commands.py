@@ -1,26 +1,18 @@
 """The command line as a user meets it: real processes of the same program, exit codes, one-line errors."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from mingle import cli
+from mingle.backbones.clip import Clip
+from mingle.state import MergeRun
 
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs ``mingle <arguments>`` in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["mingle", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return run
+from ..backbones.whole_clip import write_clip
+from ..conftest import perturbed
 
 
 @pytest.fixture
@@ -45,6 +37,37 @@ def run(tmp_path, zoo, call, config, seeds):
     for task in ("task1", "task2"):
         assert call("add", folder, zoo / task, "--seeds", seeds)[0] == 0
     return folder
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A whole CLIP, and a fine-tuning of its vision tower without a head."""
+    write_clip(tmp_path / "whole")
+    tuned = shutil.copytree(tmp_path / "whole", tmp_path / "tuned")
+    tensors = load_file(tuned / "model.safetensors")
+    vision = {name: t for name, t in tensors.items() if name.startswith("vision_model.")}
+    save_file(tensors | perturbed(vision, 1), tuned / "model.safetensors")
+    return tmp_path / "whole", tuned
+
+
+def test_head_out_of_class_names(call, tmp_path, whole, config, seeds):
+    base, tuned = whole
+    assert call("init", tmp_path / "run", "--base", base, "--config", config)[0] == 0
+    (tmp_path / "classes.txt").write_text("cat\ndog\nbird\n")
+    (tmp_path / "prompts.json").write_text('["a {}.", "the {}"]')
+    names = ("--classes", tmp_path / "classes.txt", "--templates", tmp_path / "prompts.json")
+    code, _, err = call("add", tmp_path / "run", tuned, "--seeds", seeds, "--head", "h.safetensors", *names)
+    assert code == 2
+    assert "expected one of the two, found both" in err
+    code, _, err = call("add", tmp_path / "run", tuned, "--seeds", seeds, "--classes", tmp_path / "none.txt")
+    assert code == 2
+    assert f"{tmp_path}/none.txt: not a readable file of names" in err
+    assert call("add", tmp_path / "run", tuned, "--seeds", seeds, *names)[0] == 0
+    head = MergeRun.open(tmp_path / "run").state.steps[0].head
+    backbone = Clip()
+    expected = backbone.zero_shot_head(backbone.open(base), ["cat", "dog", "bird"], ["a {}.", "the {}"])
+    assert head.classes == ("cat", "dog", "bird")
+    assert torch.equal(head.tensors["class_embeddings"], expected.tensors["class_embeddings"])
 
 
 def test_a_whole_session(call, run, zoo, tmp_path, images):
@@ -114,12 +137,12 @@ def test_verify_names_the_damaged_file(call, run):
         (("init", "new", "--base", "BASE", "--method", "mingel"), 2, "did you mean mingle?"),
         (("init", "new", "--base", "BASE", "--preset", "referense"), 2, "did you mean reference?"),
         (("init", "new", "--base", "nowhere"), 1, "no such folder or file"),
-        (("init", "new", "--base", "glyph9:base"), 2, "did you mean glyph8?"),
+        (("init", "new", "--base", "glyph9:base"), 2, "did you mean glyph8 or"),
         (("add", "RUN", "nowhere"), 1, "no such folder or file"),
         (("add", "RUN", "glyph8:mnits"), 2, "did you mean mnist?"),
         (("log", "nowhere"), 1, "not a run"),
         (("predict", "RUN", "--task", "task11", "x.png"), 1, "x.png"),
-        (("eval", "RUN", "--suite", "glyph88"), 2, "did you mean glyph8?"),
+        (("eval", "RUN", "--suite", "glyph88"), 2, "did you mean glyph8 or"),
         (("frobnicate",), 2, "No such command"),
     ],
 )

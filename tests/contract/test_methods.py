@@ -109,6 +109,10 @@ def test_a_zero_task_vector_leaves_the_base_unchanged(case):
     state = case.merge(*(case.arrival(task, folder="base") for task in TASKS[:2]))
     for t in (1, 2):
         for output in case.outputs(state.prefix(t)).values():
+            if case.name == "sequential":
+                # The bound that merges nothing: it learns from labels, whatever the checkpoint holds.
+                assert (output - case.base_output()).abs().max() > 1e-5
+                continue
             torch.testing.assert_close(output, case.base_output(), atol=1e-6, rtol=0)
 
 
@@ -274,7 +278,8 @@ def test_reports_are_plain_values(case):
 
 def test_progress_counts_up_to_the_end(case):
     told = []
-    case.method.update(case.states[1], case.arrival("task2"), lambda *what: told.append(what))
+    after = case.method.update(case.states[1], case.arrival("task2"), lambda *what: told.append(what))
+    tensors_of(after)  # a method may do its work only when a tensor is asked for
     previous = 0
     for what, done, total in told:
         assert what

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mingle.backbones.clip import Clip
 from mingle.errors import ConfigError, SeedsError, UnknownNameError
@@ -23,38 +22,6 @@ FULL = (*LIGHT, "self_attn.out_proj", "mlp.fc2")
 
 def build(preset="default", **changes):
     return METHODS.get("mingle").with_preset(preset, {"steps": 3, "rank": 4} | changes)
-
-
-@pytest.fixture
-def pool(base, images):
-    batch = base.backbone.prepare(images, base.checkpoint)
-    return SeedPool(batch, torch.arange(40) % 4, tuple(f"id{i}" for i in range(40)))
-
-
-@pytest.fixture
-def arrive(base, zoo, pool):
-    def arrival(task, **changes):
-        checkpoint = base.backbone.open(zoo / task)
-        given = Arrival(task, checkpoint, base.backbone.head(checkpoint), pool, seed=3)
-        return dataclasses.replace(given, **changes)
-
-    return arrival
-
-
-@pytest.fixture
-def merge(base, arrive):
-    def run(method, tasks=TASKS, **changes):
-        state = method.init(base)
-        for task in tasks:
-            state = method.update(state, arrive(task, **changes))
-        return state
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def stored(zoo):
-    return {name: load_file(zoo / name / "model.safetensors") for name in ("base", *TASKS)}
 
 
 def gates_of(state, step=-1):

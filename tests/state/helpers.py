@@ -1,3 +1,4 @@
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import torch
 
 from mingle.state import RunFolder
+from mingle.state.manifest import FileEntry
 
 HEADER = {"method": "mingle", "options": {"rank": 4, "gate_lr": 1e-3}, "base": {"fingerprint": "ab" * 32}}
 
@@ -22,6 +24,11 @@ def tensors_of(seed: int) -> dict[str, dict[str, torch.Tensor]]:
 
 def info_of(seed: int) -> dict[str, object]:
     return {"seed": seed, "loss": [0.1 * seed, 1e-7], "task": "é"}
+
+
+def entry_of(data: bytes) -> FileEntry:
+    """What the manifest says about a file that holds ``data``."""
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
 
 
 def append(run: RunFolder, seed: int) -> RunFolder:

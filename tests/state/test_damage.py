@@ -7,9 +7,9 @@ from safetensors.torch import save
 
 from mingle.errors import RunDamagedError, RunError, RunSchemaError
 from mingle.state import Manifest, RunFolder
-from mingle.state.manifest import FileEntry, canonical_json
+from mingle.state.manifest import canonical_json
 
-from .helpers import append, assert_step, snapshot
+from .helpers import append, assert_step, entry_of, snapshot
 
 MANIFEST = "mingle.json"
 FILES = [
@@ -33,7 +33,7 @@ def rewrite(run, change):
     content = json.loads(path.read_bytes())
     content.pop("sha256")
     change(content)
-    entry = FileEntry.of(canonical_json(content, MANIFEST))
+    entry = entry_of(canonical_json(content, MANIFEST))
     path.write_text(json.dumps({**content, "sha256": entry.sha256}))
 
 
@@ -203,12 +203,12 @@ def test_a_manifest_that_is_none(run, data):
 def forged(run, secret, name=None, folder=None, file=None):
     """A manifest whose every hash fits, and that points outside the run."""
     step = run.manifest.steps[0]
-    files = {file or "x.safetensors": FileEntry.of(secret.read_bytes())}
+    files = {file or "x.safetensors": entry_of(secret.read_bytes())}
     forged = step.model_copy(
         update={"name": name or step.name, "folder": folder or step.folder, "files": files}
     )
     manifest = run.manifest.model_copy(update={"steps": ()}).with_step("x", {}, {})
-    chain = FileEntry.of(
+    chain = entry_of(
         manifest._root().encode() + canonical_json(forged.model_dump(exclude={"chain"}), MANIFEST)
     ).sha256
     return manifest.model_copy(update={"steps": (forged.model_copy(update={"chain": chain}),)})

@@ -162,9 +162,9 @@ def test_everything_is_synced_before_the_manifest_names_it(tmp_path):
         point for point in count("append", tmp_path / "run") if point[0] in ("fsync", "rename", "replace")
     ]
     assert points == [
-        ("fsync", "step.json"),
         ("fsync", "experts.safetensors"),
         ("fsync", "gates.safetensors"),
+        ("fsync", "step.json"),
         ("fsync", ".tmp-0003-task3"),
         ("rename", ".tmp-0003-task3"),
         ("fsync", "steps"),

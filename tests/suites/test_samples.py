@@ -1,6 +1,7 @@
 """Samples read the same wherever they lie; what is no sample is named in one line."""
 
 import io
+import json
 import shutil
 import warnings
 import zipfile
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mingle.errors import SeedsError, UnknownNameError
-from mingle.suites import RawSamples, load_samples
+from mingle.suites import LazyImages, RawSamples, load_samples, pick
 
 from .conftest import random_images
 
@@ -135,12 +136,54 @@ def test_arrays_may_bring_labels(tmp_path, pixels, name, kind):
     assert found.tolist() == [3, 1, 2, 0, 1]
 
 
+def test_image_files_are_opened_when_they_are_looked_at(tmp_path, pixels, pictures):
+    files = []
+    for i, picture in enumerate(pictures):
+        files.append(tmp_path / f"{i}.png")
+        picture.save(files[-1])
+    lazy = LazyImages.of_files(files)
+    for i in (0, 2, 3):
+        files[i].unlink()
+    assert len(lazy) == 5
+    assert np.array_equal(as_array(pick(lazy, [4, 1])), pixels[[4, 1]].numpy())
+    assert np.array_equal(as_array(lazy[1:][3:]), pixels[4:].numpy())
+    assert RawSamples(pick(lazy, [1, 4])).ids() == RawSamples(pixels[[1, 4]]).ids()
+    with pytest.raises(SeedsError, match=r"2\.png: not a readable image"):
+        lazy[2]
+
+
 def test_samples_that_are_ready_pass_through(pixels):
     raw = RawSamples(pixels, source="elsewhere")
     assert load_samples(raw) is raw
 
 
+def test_texts_in_memory_and_in_a_file(tmp_path):
+    texts = ["good film", "bad film", "a.b"]
+    raw = load_samples(texts)
+    assert raw.samples == texts
+    assert raw.ids() == RawSamples(texts).ids()
+    assert len(set(raw.ids())) == 3
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n\n".join(json.dumps({"text": text, "label": i}) for i, text in enumerate(texts)))
+    found = load_samples(file)
+    assert found.samples == texts
+    assert found.labels.tolist() == [0, 1, 2]
+    file.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    assert load_samples(file, limit=2).labels is None
+    assert len(load_samples(file, limit=2).samples) == 2
+
+
 # --- what is refused
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"sentence": "x"}', '{"text": "x", "label": "one"}', "\xff"])
+def test_lines_that_are_no_texts(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text, "latin-1")
+    assert refused(tmp_path / "a.jsonl").startswith(f"{tmp_path}/a.jsonl: expected lines like")
+
+
+def test_list_of_image_names_is_read_as_images(tmp_path):
+    assert "not a readable image (" in refused([str(tmp_path / "none.png")])
 
 
 def refused(source):

@@ -1,8 +1,8 @@
 """Adapting the newest gate on a few unlabelled samples."""
 
 from mingle.adaptation.features import second_moments, watch_inputs
-from mingle.adaptation.loop import GateGroup, adapt
-from mingle.adaptation.objectives import OBJECTIVES, kl_divergence, soft_cross_entropy
+from mingle.adaptation.loop import GateGroup, adapt, minimise
+from mingle.adaptation.objectives import OBJECTIVES, kl_divergence, prediction_entropy, soft_cross_entropy
 from mingle.adaptation.seeds import SeedSelection, draw_batches, select_seeds
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "adapt",
     "draw_batches",
     "kl_divergence",
+    "minimise",
+    "prediction_entropy",
     "second_moments",
     "select_seeds",
     "soft_cross_entropy",

@@ -36,7 +36,11 @@ def second_moments(
         name: SecondMoment(layer.A.shape[1], augmented=augmented, dtype=layer.A.dtype)
         for name, layer in layers.items()
     }
-    with watch_inputs(layers, lambda name, x: moments[name].add(x, layers[name].pool.mask)), torch.no_grad():
+
+    def see(name: str, x: Tensor) -> None:
+        moments[name].add(x, layers[name].pool.mask_of(x))
+
+    with watch_inputs(layers, see), torch.no_grad():
         for run in passes:
             run()
     return moments

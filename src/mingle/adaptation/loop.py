@@ -1,4 +1,4 @@
-"""The adaptation loop: Adam on the newest gate rows, kept inside the null space of earlier tasks.
+"""The adaptation loop: Adam on the trainable gate rows, kept inside the null space of earlier tasks.
 
 Shapes: a group of gates that share their input has rows × d parameters, d = d_in, or d_in + 1 when the
 bias is augmented (the last coordinate of a row is then the gate's bias).
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mingle.errors import DivergedError
 from mingle.layers import Gate
@@ -26,12 +26,12 @@ class GateGroup:
     projector: NullSpaceProjector | None
     augmented: bool
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Weights and biases of the newest rows."""
-        return [p for gate in self.gates for p in (gate.new_weight, gate.new_bias) if p is not None]
+    def parameters(self) -> list[Tensor]:
+        """Weights and biases of the trainable rows, in turn."""
+        return [tensor for gate in self.gates for tensor in gate.trainable()]
 
     def rows(self) -> Tensor:
-        """A copy of the protected coordinates of the newest rows: (rows, d)."""
+        """A copy of the protected coordinates of the trainable rows: (rows, d)."""
         return self._stack([p.detach() for p in self.parameters()])
 
     def gradient(self) -> Tensor:
@@ -39,7 +39,7 @@ class GateGroup:
         return self._stack([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters()])
 
     def write(self, rows: Tensor) -> None:
-        """Overwrites the protected coordinates of the newest rows."""
+        """Overwrites the protected coordinates of the trainable rows."""
         self._unstack(rows, [p.data for p in self.parameters()])
 
     def write_gradient(self, rows: Tensor) -> None:
@@ -47,19 +47,18 @@ class GateGroup:
         self._unstack(rows, [p.grad for p in self.parameters()])
 
     def _stack(self, tensors: Sequence[Tensor]) -> Tensor:
-        weights = torch.stack(list(tensors[::2]))
-        return (
-            torch.cat([weights, torch.stack(list(tensors[1::2]))[:, None]], dim=1)
-            if self.augmented
-            else weights
-        )
+        weights = torch.cat([weight.reshape(-1, weight.shape[-1]) for weight in tensors[::2]])
+        if not self.augmented:
+            return weights
+        return torch.cat([weights, torch.cat([bias.reshape(-1) for bias in tensors[1::2]])[:, None]], dim=1)
 
     def _unstack(self, rows: Tensor, tensors: Sequence[Tensor | None]) -> None:
-        for row, weight, bias in zip(rows, tensors[::2], tensors[1::2], strict=True):
+        sizes = [p.numel() for p in self.parameters()[1::2]]
+        for part, weight, bias in zip(torch.split(rows, sizes), tensors[::2], tensors[1::2], strict=True):
             if weight is not None:
-                weight.copy_(row[: len(weight)])
+                weight.copy_(part[:, : weight.shape[-1]].reshape(weight.shape))
             if self.augmented and bias is not None:
-                bias.copy_(row[-1])
+                bias.copy_(part[:, -1].reshape(bias.shape))
 
 
 def adapt(
@@ -69,9 +68,12 @@ def adapt(
     *,
     lr: float,
     acts_on: ActsOn,
+    also: Sequence[Tensor] = (),
     report: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Minimises ``loss(batch indices)`` over the newest gate rows, one Adam step per batch.
+    """Minimises ``loss(batch indices)`` over the trainable gate rows, one Adam step per batch.
+
+    ``also`` holds further parameters that train with them, unprotected.
 
     ``acts_on="gradient"``: the gradient is projected before Adam (released code). ``"update"``: Adam sees
     the raw gradient and its step is projected, ``Δw ← Δw − (Δw U) diag(λ) Uᵀ``; with γ = 0 every
@@ -79,8 +81,26 @@ def adapt(
     Raises DivergedError when a loss or a gate is not finite.
     """
     parameters = [parameter for group in groups for parameter in group.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=lr)
-    losses: list[float] = []
+    optimizer = torch.optim.Adam([*parameters, *also], lr=lr)
+    return minimise(
+        optimizer, loss, batches, step=lambda: _projected_step(groups, optimizer, acts_on), report=report
+    )
+
+
+def minimise(
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor], Tensor],
+    batches: Sequence[Tensor],
+    *,
+    step: Callable[[], object] | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Minimises ``loss(batch indices)`` over the optimizer's parameters; returns the loss of every step.
+
+    One ``step`` per batch, by default the optimizer's own. Raises DivergedError when a loss or a trained
+    value is not finite.
+    """
+    lr, losses = optimizer.param_groups[0]["lr"], list[float]()
     for done, batch in enumerate(batches, start=1):
         optimizer.zero_grad()
         value = loss(batch)
@@ -90,13 +110,15 @@ def adapt(
                 "use a smaller lr"
             )
         value.backward()  # type: ignore[no-untyped-call]
-        _projected_step(groups, optimizer, acts_on)
+        (step or optimizer.step)()
         losses.append(float(value.detach()))
         if report:
             report(done, losses[-1])
-    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+    trained = (p for group in optimizer.param_groups for p in group["params"])
+    if not all(torch.isfinite(parameter).all() for parameter in trained):
         raise DivergedError(
-            f"adaptation: a gate is not finite after {len(batches)} steps, lr {lr:g}; use a smaller lr"
+            f"adaptation: a trained value is not finite after {len(batches)} steps, lr {lr:g}; "
+            "use a smaller lr"
         )
     return losses
 

@@ -13,9 +13,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from mingle.errors import CheckpointError, UnknownNameError
+from mingle.errors import CheckpointError, ConfigError, UnknownNameError
 from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, open_checkpoint
+
+FORWARD_BATCH = 64
+"""Samples per forward pass where no gradient is needed."""
 
 Batch = dict[str, Tensor]
 Samples = Tensor | Sequence[Image] | Sequence[str]
@@ -28,6 +31,25 @@ class Head:
 
     classes: tuple[str, ...]
     tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is to match on N samples: the teacher's logits, and the classes (N,) it predicts.
+
+    Logits are (N, C), or (N, L, V) for models that write text; ``mask`` (N, L) then marks the tokens that
+    count, and ``batch`` holds what the teacher wrote. A prediction that is no class is −1.
+    """
+
+    batch: Batch
+    logits: Tensor
+    classes: Tensor
+    mask: Tensor | None = None
+
+    def take(self, index: Tensor) -> "Lesson":
+        """The chosen samples."""
+        mask = None if self.mask is None else self.mask[index]
+        return Lesson(take(self.batch, index), self.logits[index], self.classes[index], mask)
 
 
 class Backbone(ABC):
@@ -97,6 +119,13 @@ class Backbone(ABC):
         Raises CheckpointError.
         """
 
+    def zero_shot_head(
+        self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Head:
+        """A head out of class names alone. Raises ConfigError for a family that cannot make one."""
+        del classes, templates
+        raise ConfigError(f"{base.source}: models of this family cannot classify by class names; pass a head")
+
     @abstractmethod
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the heads read: (N, d)."""
@@ -104,6 +133,29 @@ class Backbone(ABC):
     @abstractmethod
     def classify(self, features: Tensor, head: Head) -> Tensor:
         """Logits (N, C) of one task."""
+
+    def logits(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
+        """What a student matches (see Lesson), with gradients: (N, C), or (N, L, V) for text."""
+        return self.classify(self.features(model, batch), head)
+
+    @torch.no_grad()
+    def teach(self, teacher: nn.Module, batch: Batch, head: Head) -> Lesson:
+        """What a fine-tuned model says of every sample."""
+        features = torch.cat([self.features(teacher, part) for part in split(batch, FORWARD_BATCH)])
+        logits = self.classify(features, head)
+        return Lesson(batch, logits, logits.argmax(-1))
+
+    def probabilities(self, features: Tensor, head: Head) -> Tensor:
+        """Class probabilities (N, C); a row of zeros is no class of the task."""
+        return self.classify(features, head).softmax(-1)
+
+    def decide(self, features: Tensor, head: Head) -> Tensor:
+        """The predicted class of every sample, −1 for none: (N,)."""
+        return self.classify(features, head).argmax(-1)
+
+    def predict(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
+        """The predicted class of every sample, −1 for none: (N,)."""
+        return self.decide(self.features(model, batch), head)
 
     @abstractmethod
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from mingle.backbones._clip_heads import zero_shot_head
 from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
 from mingle.errors import CheckpointError, SeedsError
 from mingle.layers import LinearGroup
@@ -29,6 +30,7 @@ SITES = {
     "full": (*QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
     "light": (*QKV, "mlp.fc1"),
     "light+out": (*QKV, "self_attn.out_proj", "mlp.fc1"),
+    "mlp": ("mlp.fc1", "mlp.fc2"),
 }
 DECISIVE = ("num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size")
 DEFAULT_LOGIT_SCALE = 100.0
@@ -90,7 +92,7 @@ class Clip(Backbone):
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
         """q, k and v of a block read the same tensor; out_proj, fc1 and fc2 each their own."""
         chosen = choose_sites(sites, SITES)
-        kinds = (QKV, *((kind,) for kind in chosen if kind not in QKV))
+        kinds = (*((QKV,) if QKV[0] in chosen else ()), *((kind,) for kind in chosen if kind not in QKV))
         layers = sum(1 for _ in model.get_submodule("vision_model.encoder.layers").children())
         blocks = (f"vision_model.encoder.layers.{i}" for i in range(layers))
         return [
@@ -124,6 +126,12 @@ class Clip(Backbone):
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
 
+    def zero_shot_head(
+        self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
+    ) -> Head:
+        """Class embeddings of the base's own text tower, see `_clip_heads`."""
+        return zero_shot_head(base, classes, templates)
+
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """Projected image embeddings (N, d), not normalised."""
         embeddings: Tensor = model(**batch).image_embeds
@@ -147,8 +155,11 @@ class Clip(Backbone):
         values = {k: v for k, v in _processor_config(base).items() if k != "image_processor_type"}
         processor = CLIPImageProcessorPil(**values)
         if isinstance(samples, Sequence):
-            images = processor(images=list(samples), return_tensors="pt")
-            return {"pixel_values": images["pixel_values"]}
+            images = list(samples)
+            if any(isinstance(sample, str) for sample in images):
+                raise SeedsError("images: expected pictures, found texts; is it the right backbone?")
+            found = processor(images=images, return_tensors="pt")
+            return {"pixel_values": found["pixel_values"]}
         size = int(_vision_config(base).image_size)
         if samples.dim() != 4 or tuple(samples.shape[1:]) != (3, size, size):
             raise SeedsError(

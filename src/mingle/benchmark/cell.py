@@ -40,9 +40,7 @@ def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent)
 def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     suite = _suite(cell.suite)
     if suite_fingerprint(cell.suite) != cell.fingerprint:
-        raise ConfigError(
-            f"suite {cell.suite!r} on this machine is not the one that the benchmark started with"
-        )
+        raise ConfigError(f"suite {cell.suite!r} on this machine is not the one the benchmark started with")
     with tempfile.TemporaryDirectory(prefix="mingle-cell-") as temporary:
         run = _merge(cell, suite, folder or Path(temporary) / "run", progress)
         tests = _tests(cell.suite, cell.samples, cell.corruption)

@@ -13,7 +13,7 @@ from mingle.backbones import BACKBONES
 from mingle.evaluation import ScoredTask
 from mingle.evaluation.matrix import predictions
 from mingle.state import MergeRun
-from mingle.suites import Suite
+from mingle.suites import Suite, pick
 
 EXAMPLES = 2
 """Images of each task."""
@@ -48,7 +48,7 @@ def example_predictions(run: MergeRun, suite: Suite, tests: Mapping[str, ScoredT
             continue
         model = method.model(state, step.task) if shared is None else shared
         samples, labels = suite.test(step.task)
-        batch = tests[step.task].prepare([samples[place] for place in _places(len(labels))])
+        batch = tests[step.task].prepare(pick(samples, _places(len(labels))))
         said = predictions(run.backbone, model, step.head, [batch]).tolist()
         found[step.task] = [step.head.classes[i] if i >= 0 else "?" for i in said]
     return found

@@ -6,6 +6,7 @@ choice: a cell is computed by the same function with the same number of threads 
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -63,7 +64,7 @@ class ProcessPool:
         waiting = list(cells)
         while waiting:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(self.workers, mp_context=context) as pool:
+            with ProcessPoolExecutor(self.workers, context, _end_with_parent) as pool:
                 yield from self._drain(pool, work, waiting, attempts)
 
     def _drain(
@@ -87,6 +88,18 @@ class ProcessPool:
                         waiting.append(cell)
                     else:
                         yield cell, failure("its process died; out of memory? Try fewer --workers")
+
+
+def _end_with_parent() -> None:
+    """In a worker: a benchmark that is killed leaves no process behind that goes on computing."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class RayCluster:

@@ -30,9 +30,11 @@ class CellStore:
             return None
         return outcome if outcome.get("status") == "done" else None
 
-    def put(self, cell: Cell, outcome: Outcome) -> None:
-        """Stores an outcome under the cell's key."""
+    def put(self, cell: Cell, outcome: Outcome) -> Outcome:
+        """Stores an outcome under the cell's key; returns it as it will be read."""
         write_json(outcome, self._path(cell))
+        stored: Outcome = json.loads(self._path(cell).read_text("utf-8"))
+        return stored
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.key}.json"
@@ -118,7 +120,6 @@ def _compute_missing(
     outcomes = {key: found for key, cell in unique.items() if (found := store.get(cell)) is not None}
     progress("cells", len(outcomes), len(unique))
     for cell, outcome in executor.run(compute, [cell for key, cell in unique.items() if key not in outcomes]):
-        store.put(cell, outcome)
-        outcomes[cell.key] = outcome
+        outcomes[cell.key] = store.put(cell, outcome)
         progress(f"cells, last {cell.method} order {cell.seed}", len(outcomes), len(unique))
     return outcomes

@@ -1,11 +1,13 @@
 """The command line: the Python API under the same names."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mingle import __version__
-from mingle.cli import bench, demo, evaluate, report, run
+from mingle.cli import bench, demo, evaluate, report, run, suite
 from mingle.cli.console import main_with
 
 app = typer.Typer(
@@ -30,13 +32,25 @@ def _root(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(envvar="MINGLE_DATA", help="Folder of local models and data for the recipe suites."),
+    ] = None,
 ) -> None:
     del version
+    if data is not None:
+        # Where the suites look, in worker processes too.
+        os.environ["MINGLE_DATA"] = str(data)
 
 
 for module in (demo, run, evaluate, bench, report):
     for command in module.COMMANDS:
         app.command(*command.names, epilog=command.example)(command.function)
+
+suites = typer.Typer(help="List suites, show one, build one.", no_args_is_help=True)
+for command in suite.COMMANDS:
+    suites.command(*command.names, epilog=command.example)(command.function)
+app.add_typer(suites, name="suite")
 
 
 def main() -> None:

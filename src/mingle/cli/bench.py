@@ -18,12 +18,12 @@ def bench(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
     ] = None,
-    rows: Annotated[
-        str, typer.Option(help="Only these rows, by label or method, comma-separated  [default: all].")
-    ] = "",
-    presets: Annotated[
-        str, typer.Option(help="Further presets of the rows' methods, e.g. paper,reference.")
-    ] = "",
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row, by label or method; may be repeated.")
+    ] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help="The rows under this preset too; may be repeated.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of results and of finished cells.")] = Path("bench"),
     workers: Annotated[int | None, typer.Option(min=1, help="Processes  [default: one a core].")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each process.")] = 1,
@@ -41,9 +41,7 @@ def bench(
         show(titles, "\n".join(f"{name:<8}  {title}" for name, title in titles.items()), as_json=json)
         return
     chosen = TABLES.get(table)
-    contenders = select(chosen.contenders, _names(rows), _names(presets))
-    options = {"suite": suite, "orders": orders, "samples": samples, "rows": rows, "presets": presets}
-    given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value)
+    contenders = select(chosen.contenders, row or (), preset or ())
     with progress_bar() as progress:
         results = run_table(
             chosen,
@@ -55,7 +53,7 @@ def bench(
             samples=samples,
             threads=threads,
             contenders=contenders,
-            command=f"mingle bench {table} {given}",
+            command=_command(table, suite=suite, orders=orders, samples=samples, row=row, preset=preset),
             progress=progress,
         )
     target = out / f"{table}-{results['suite']['name']}.json"
@@ -82,8 +80,13 @@ def publish(results: Mapping[str, Any], target: Path, page: Path, *, as_json: bo
     typer.echo(f"{target}\n{page}")
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _command(table: str, **options: object) -> str:
+    """The command that computes the same numbers."""
+    words = ["mingle", "bench", table]
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [] if one is None else [f"--{name}", str(one)]
+    return shlex.join(words)
 
 
 COMMANDS = (Command(bench, "Example: `mingle bench table1 --suite glyph8 --orders 42-51`"),)

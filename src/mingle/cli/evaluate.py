@@ -24,6 +24,7 @@ def evaluate(
     from mingle.suites import open_suite
 
     opened, chosen = MergeRun.open(run, base=base), open_suite(suite)
+    chosen.check(task for task in opened.tasks if task in chosen.tasks)
     tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
     with progress_bar() as progress:
         individual = individual_accuracies(chosen, opened.base, tests, progress)
@@ -47,10 +48,14 @@ def predict(
     opened = MergeRun.open(run, base=base)
     probabilities, classes = opened.predict([open_image(path) for path in images], task)
     found = [
-        {"image": str(path), "class": classes[int(row.argmax())], "probability": float(row.max())}
+        {
+            "image": str(path),
+            "class": classes[int(row.argmax())] if row.any() else None,
+            "probability": float(row.max()),
+        }
         for path, row in zip(images, probabilities, strict=True)
     ]
-    text = "\n".join(f"{f['image']}  {f['class']}  {f['probability']:.1%}" for f in found)
+    text = "\n".join(f"{f['image']}  {f['class'] or 'no class'}  {f['probability']:.1%}" for f in found)
     show(found, text, as_json=json)
 
 

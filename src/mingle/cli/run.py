@@ -50,15 +50,36 @@ def add(
         Path | None,
         typer.Option(help="Class head (.safetensors)  [default: head.safetensors beside the checkpoint]."),
     ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Class names instead of a head: one per line, or a JSON list (.json)."),
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts around the class names, {} stands for the name  [default: a photo of a {}.]."
+        ),
+    ] = None,
     base: BaseNow = None,
     json: Json = False,
 ) -> None:
     """Merge one more checkpoint. A failure or a kill at any moment leaves the run as it was."""
+    from mingle.backbones import read_names
     from mingle.state import MergeRun
 
     opened = MergeRun.open(run, base=base)
+    names = read_names(classes) if classes else None
+    prompts = read_names(templates) if templates else None
     with progress_bar() as progress:
-        step = opened.add(checkpoint, name=name, seeds=seeds, head=head, progress=progress)
+        step = opened.add(
+            checkpoint,
+            name=name,
+            seeds=seeds,
+            head=head,
+            classes=names,
+            templates=prompts,
+            progress=progress,
+        )
     info = opened.info(step.task)
     text = f"{step.task}: merged as step {len(opened.tasks)} in {info['seconds']:.1f} s"
     show(info, "\n".join([text, *_describe(info["report"])]), as_json=json)

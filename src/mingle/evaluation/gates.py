@@ -30,16 +30,18 @@ def gate_activations(
     if not layers:
         return None
     sums = {name: torch.zeros(len(tests), len(experts), dtype=torch.float64) for name in layers}
-    current = 0
+    last: dict[str, Tensor] = {}
 
     def remember(name: str, x: Tensor) -> None:
-        layer = layers[name]
-        sums[name][current] += layer.gate(layer.pool(x)).double().sum(0)
+        # A model that writes runs a layer once per token; its last run has seen all of them.
+        last[name] = layers[name].gate(layers[name].pool(x)).double().sum(0)
 
     with watch_inputs(layers, remember):
-        for current, test in enumerate(tests.values()):  # noqa: B007 – read by the hooks
+        for row, test in enumerate(tests.values()):
             for part in test.batches(BATCH):
                 backbone.features(model, part)
+                for name in layers:
+                    sums[name][row] += last[name]
     sizes = torch.tensor([[len(test.labels)] for test in tests.values()])
     mean = [(sums[name] / sizes).tolist() for name in layers]
     return GateActivations(list(layers), list(tests), list(experts), mean)

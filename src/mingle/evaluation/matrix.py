@@ -78,8 +78,8 @@ def scored_tasks(
 
 @torch.no_grad()
 def predictions(backbone: Backbone, model: nn.Module, head: Head, batches: Iterable[Batch]) -> Tensor:
-    """The predicted class of every sample: (N,)."""
-    return torch.cat([backbone.classify(backbone.features(model, part), head).argmax(-1) for part in batches])
+    """The predicted class of every sample, −1 for none: (N,)."""
+    return torch.cat([backbone.predict(model, part, head) for part in batches])
 
 
 def accuracy(backbone: Backbone, model: nn.Module, head: Head, test: ScoredTask) -> float:
@@ -136,7 +136,7 @@ def mixed_accuracy(
         features = backbone.features(model, sets[0].prepare(_stacked(mixed)))
         for i, step in enumerate(state.steps):
             mine = owner[index] == i
-            found = backbone.classify(features[mine], _head(step.task, step.head)).argmax(-1)
+            found = backbone.decide(features[mine], _head(step.task, step.head))
             hits[index[mine]] = (found == labels[index[mine]]).float()
     return float(torch.stack([hits[owner == i].mean() for i in range(len(sets))]).mean())
 

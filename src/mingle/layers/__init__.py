@@ -1,9 +1,10 @@
 """The merged layer: a frozen Linear plus gated low-rank experts."""
 
 from mingle.layers.expert import Energy, LowRankExpert, build_expert
-from mingle.layers.gate import Gate, GateReduction, PooledInput
+from mingle.layers.gate import Gate, GateReduction, PooledInput, SubspaceGate
 from mingle.layers.mixture import MixtureLinear
 from mingle.layers.norm import MixtureNorm
+from mingle.layers.router import RoutedMLP, TokenRouter
 from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "MixtureLinear",
     "MixtureNorm",
     "PooledInput",
+    "RoutedMLP",
+    "SubspaceGate",
+    "TokenRouter",
     "build_expert",
     "mixtures",
     "unwrap",

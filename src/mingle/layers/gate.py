@@ -15,9 +15,9 @@ GateReduction = Literal["sample", "batch"]
 class PooledInput(nn.Module):
     """``x̄``: the mean of a layer's input over its tokens, shared by all Linears that read the same tensor.
 
-    A tensor without token axes, (N, d_in) or (d_in,), is its own mean. ``mask`` (N, tokens), set by the
-    backbone for the length of one forward pass, leaves padding tokens out. Pooling first and gating the
-    mean is the same number as gating every token and averaging, because the gate is linear.
+    A tensor without token axes, (N, d_in) or (d_in,), is its own mean, whatever the mask. ``mask``
+    (N, tokens), set by the backbone for the length of one forward pass, leaves padding tokens out. Pooling
+    first and gating the mean is the same number as gating every token and averaging: the gate is linear.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,10 @@ class PooledInput(nn.Module):
     @mask.setter
     def mask(self, mask: Tensor | None) -> None:
         self._mask, self._last = mask, None
+
+    def mask_of(self, x: Tensor) -> Tensor | None:
+        """Which tokens of an input count; None for all of them, as of an input without token axes."""
+        return self._mask if x.dim() > 2 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, …, d_in) or (d_in,) -> (N, d_in)."""
@@ -69,7 +73,7 @@ class Gate(nn.Module):
     """``g_i(x) = w_i · x̄ + c_i``: one row per task, no softmax, negative values allowed.
 
     Rows of earlier tasks are buffers. The newest row is a parameter while it is being adapted, and
-    becomes a buffer like the others with ``freeze()``.
+    becomes a buffer like the others with ``freeze()``. ``thaw()`` lets the earlier rows adapt with it.
     """
 
     weight: Tensor
@@ -95,8 +99,19 @@ class Gate(nn.Module):
             self.weight = torch.cat([self.weight, weight.to(self.weight)[None]])
             self.bias = torch.cat([self.bias, bias.to(self.bias)[None]])
 
+    def thaw(self) -> None:
+        """Makes the rows of earlier tasks trainable, until ``freeze()``."""
+        self.weight.requires_grad_()
+        self.bias.requires_grad_()
+
+    def trainable(self) -> list[Tensor]:
+        """Weight and bias of what is being trained, in turn: earlier rows if thawed, then the newest row."""
+        earlier = [self.weight, self.bias] if self.weight.requires_grad else []
+        return earlier + [p for p in (self.new_weight, self.new_bias) if p is not None]
+
     def freeze(self) -> None:
-        """Turns the row that was trainable into a frozen one."""
+        """Turns the rows that were trainable into frozen ones."""
+        self.weight, self.bias = self.weight.detach(), self.bias.detach()
         if self.new_weight is not None and self.new_bias is not None:
             weight, bias = self.new_weight.detach(), self.new_bias.detach()
             self.new_weight = self.new_bias = None
@@ -111,3 +126,30 @@ class Gate(nn.Module):
         if self.reduction == "batch":
             gates = gates.mean(dim=0, keepdim=True).expand_as(gates)
         return gates
+
+
+class SubspaceGate(Gate):
+    """``s_i = ‖V_iᵀ x̄‖ / ‖x̄‖``, the cosine of x̄ to its projection on the input subspace of expert i.
+
+    V_i are the rows of A_i at unit length; they are orthogonal, being right singular vectors. The gates are
+    ``softmax(s / temperature)``, or without a temperature 1 for the largest s and 0 for the others.
+    """
+
+    directions: Tensor
+    owner: Tensor
+
+    def __init__(self, A: Tensor, task_of_rank: Tensor, temperature: float | None) -> None:
+        """``A`` (R, d_in): the stacked factors of all experts; ``task_of_rank`` (R,): whose they are."""
+        super().__init__(A.shape[1], dtype=A.dtype)
+        self.temperature = temperature
+        self.register_buffer("directions", nn.functional.normalize(A, dim=1))
+        tasks = int(task_of_rank.max()) + 1 if len(task_of_rank) else 0
+        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(A.dtype))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """x̄ (N, d_in) -> gates (N, T)."""
+        inside = (nn.functional.normalize(pooled, dim=1) @ self.directions.mT).square()
+        scores = (inside @ self.owner).sqrt()
+        if self.temperature is not None:
+            return (scores / self.temperature).softmax(dim=1)
+        return nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)

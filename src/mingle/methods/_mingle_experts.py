@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mingle.layers import Energy, LinearGroup, LowRankExpert, MixtureLinear, build_expert, wrap, wrap_norms
-from mingle.methods._mingle_options import MingleOptions, ResolvedOptions
+from mingle.methods._mingle_options import ExpertOptions, MingleOptions, ResolvedOptions
 from mingle.methods.base_method import Arrival, Base, Progress, State, silent
 from mingle.weights import task_vector
 
 Experts = Mapping[str, Tensor]
 
 
-def merged_groups(base: Base, options: MingleOptions) -> list[LinearGroup]:
+def merged_groups(base: Base, options: ExpertOptions) -> list[LinearGroup]:
     """The Linears that the options select, by shared input. Raises UnknownNameError."""
     return base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
 
@@ -60,21 +60,40 @@ def assemble(
 
     ``newest``: experts of a task that is being added; the caller still owes every gate a row for it.
     """
-    model = state.base.model()
-    groups = state.base.backbone.groups(model, options.sites)
-    layers = wrap(model, groups, options.gate_reduction)
-    experts: list[Experts] = [step.tensors["experts"] for step in state.steps]
-    if newest is not None:
-        experts.append(newest)
+    model, layers = mount_experts(state, options, newest)
     for name, layer in layers.items():
-        layer.extend(_expert(tensors, name) for tensors in experts)
+        for weight, bias in _gate_rows(state, options, name):
+            layer.gate.append(weight, bias)
+    if options.vectors == "gated":
+        steps = [step.tensors["experts"] for step in state.steps] + ([] if newest is None else [newest])
+        for name, norm in wrap_norms(model, merged_groups(state.base, options), layers).items():
+            norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in steps)
+    return model.eval(), layers
+
+
+def mount_experts(
+    state: State, options: MingleOptions, newest: Experts | None = None
+) -> tuple[nn.Module, dict[str, MixtureLinear]]:
+    """The base with the experts of all steps in their Linears, which still lack their gates."""
+    model = state.base.model()
+    layers = wrap(model, state.base.backbone.groups(model, options.sites), options.gate_reduction)
+    for name, layer in layers.items():
+        layer.extend(_expert(step.tensors["experts"], name) for step in state.steps)
+        if newest is not None:
+            layer.extend([_expert(newest, name)])
+    return model.eval(), layers
+
+
+def _gate_rows(state: State, options: MingleOptions, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weight and bias of every task's gate: each step has its own, or the newest step has all of them."""
+    if options.old_gates == "trained":
+        for step in state.steps[-1:]:
+            gates = step.tensors["gates"]
+            yield from zip(gates[f"{name}.weight"], gates[f"{name}.bias"], strict=True)
+    else:
         for step in state.steps:
             gates = step.tensors["gates"]
-            layer.gate.append(gates[f"{name}.weight"], gates[f"{name}.bias"])
-    if options.vectors == "gated":
-        for name, norm in wrap_norms(model, groups, layers).items():
-            norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in experts)
-    return model.eval(), layers
+            yield gates[f"{name}.weight"], gates[f"{name}.bias"]
 
 
 def _expert(tensors: Experts, name: str) -> LowRankExpert:

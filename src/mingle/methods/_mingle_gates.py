@@ -1,26 +1,26 @@
 """Adapting the gates of one step on seed samples, and protecting what the task uses.
 
-Tensors of a step's ``gates``: ``<linear>.weight`` (d_in,), ``<linear>.bias`` (); of its ``subspace``:
-``<group>`` (d, k), the columns that the task adds to the protected basis U of the group.
+Tensors of a step's ``gates``: ``<linear>.weight`` (d_in,), ``<linear>.bias`` (), or the rows of all tasks,
+(t, d_in) and (t,), with ``old_gates="trained"``; of its ``subspace``: ``<group>`` (d, k), the columns that
+the task adds to the protected basis U of the group.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import OBJECTIVES, GateGroup, adapt, draw_batches, second_moments, select_seeds
-from mingle.backbones import Batch, Head, count, split, take
+from mingle.backbones import Batch, Head, Lesson, count, split, take
+from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.layers import LinearGroup, MixtureLinear
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
+from mingle.methods._seed_samples import derived_generator, seed_report
 from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
 from mingle.subspace import NullSpaceProjector, extend_basis
-
-FORWARD_BATCH = 64
-"""Samples per forward pass outside the adaptation loop."""
 
 
 class AdaptedGates(NamedTuple):
@@ -51,48 +51,106 @@ def adapt_gates(
     progress: Progress = silent,
 ) -> AdaptedGates:
     """Distils the checkpoint into the newest gate rows, then collects the directions they rely on."""
-    generator = torch.Generator().manual_seed(_derived_seed(arrival, len(state.steps)))
+    generator = derived_generator(arrival, len(state.steps))
     seeds = choose_seeds(state.base, arrival, options, replay, generator)
-    model, layers = assemble(state, options, experts)
-    for name, layer in layers.items():
-        weight, bias = (replay.gates or {}).get(name) or _initial_gate(layer, options, generator)
-        layer.gate.append(weight, bias, trainable=True)
-    groups = merged_groups(state.base, options)
-    bases = {group.name: _basis(state, group, layers[group.name], options) for group in groups}
+    model, layers = open_gates(state, options, experts, generator, replay.gates or {})
     batches = replay.batches
     if batches is None:
         batches = draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
+    training = GateTraining(_distillation(state.base, model, seeds, options), batches, progress=progress)
+    losses = train_gates(state, options, layers, training)
+    subspace = new_directions(state, options, model, layers, seeds.batch, seeds.head)
+    return AdaptedGates(gate_tensors(layers, options), subspace, {"losses": losses, "seeds": seeds.report})
+
+
+def open_gates(
+    state: State,
+    options: MingleOptions,
+    experts: Experts,
+    generator: torch.Generator,
+    given: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}),
+) -> tuple[nn.Module, dict[str, MixtureLinear]]:
+    """The model with the new experts and a trainable gate row for each; ``given`` rows instead of drawn."""
+    model, layers = assemble(state, options, experts)
+    for name, layer in layers.items():
+        weight, bias = given.get(name) or _initial_gate(layer, options, generator)
+        layer.gate.append(weight, bias, trainable=True)
+        if options.old_gates == "trained" and state.steps:
+            layer.gate.thaw()
+    return model, layers
+
+
+class GateTraining(NamedTuple):
+    """The loss over batch indices, the batches, and further parameters that train with the gates."""
+
+    loss: Callable[[Tensor], Tensor]
+    batches: Sequence[Tensor]
+    also: Sequence[Tensor] = ()
+    progress: Progress = silent
+
+
+def train_gates(
+    state: State, options: ResolvedOptions, layers: Mapping[str, MixtureLinear], training: GateTraining
+) -> list[float]:
+    """Trains the open gates outside the protected span and freezes them. Raises DivergedError."""
+    loss, batches, also, progress = training
     losses = adapt(
-        [_gate_group(group, layers, bases[group.name], options) for group in groups],
-        _distillation(state.base, model, seeds, options),
+        [_gate_group(state, group, layers, options) for group in merged_groups(state.base, options)],
+        loss,
         batches,
         lr=options.lr,
         acts_on=options.acts_on,
+        also=also,
         report=lambda done, value: progress(f"adapting, loss {value:.4f}", done, len(batches)),
     )
     for layer in layers.values():
         layer.gate.freeze()
+    return losses
+
+
+def new_directions(
+    state: State,
+    options: MingleOptions,
+    model: nn.Module,
+    layers: Mapping[str, MixtureLinear],
+    batch: Batch,
+    head: Head,
+) -> dict[str, Tensor]:
+    """The columns that the layers' inputs on ``batch`` add to each group's protected basis."""
+    groups = merged_groups(state.base, options)
     moments = second_moments(
-        {name: layers[name] for name in bases},
-        [_forward(state.base, model, part) for part in split(seeds.batch, FORWARD_BATCH)],
+        {group.name: layers[group.name] for group in groups},
+        [_forward(state.base, model, part, head) for part in split(batch, FORWARD_BATCH)],
         augmented=options.gate_bias == "augmented",
     )
-    subspace = {
-        name: extend_basis(basis, moments[name].top_directions(options.directions), options.basis)
-        for name, basis in bases.items()
+    return {
+        group.name: extend_basis(
+            _basis(state, group, layers[group.name], options),
+            moments[group.name].top_directions(options.directions),
+            options.basis,
+        )
+        for group in groups
     }
-    gates = {f"{name}.weight": layer.gate.weight[-1] for name, layer in layers.items()}
-    gates |= {f"{name}.bias": layer.gate.bias[-1] for name, layer in layers.items()}
-    return AdaptedGates(gates, subspace, {"losses": losses, "seeds": seeds.report})
+
+
+def gate_tensors(layers: Mapping[str, MixtureLinear], options: MingleOptions) -> dict[str, Tensor]:
+    """The gate rows that a step stores: the newest ones, or all of them when all were trained."""
+    stored: slice | int = slice(None) if options.old_gates == "trained" else -1
+    gates = {f"{name}.weight": layer.gate.weight[stored] for name, layer in layers.items()}
+    return gates | {f"{name}.bias": layer.gate.bias[stored] for name, layer in layers.items()}
 
 
 class Seeds(NamedTuple):
-    """Chosen seed samples, what the teacher says of them (N, C), and how they were chosen."""
+    """Chosen seed samples with what the teacher says of them, and how they were chosen."""
 
-    batch: Batch
-    teacher: Tensor
+    lesson: Lesson
     head: Head
     report: dict[str, Any]
+
+    @property
+    def batch(self) -> Batch:
+        """The samples."""
+        return self.lesson.batch
 
 
 def choose_seeds(
@@ -101,28 +159,19 @@ def choose_seeds(
     """Draws seed samples and asks the teacher once about each. Raises SeedsError, CheckpointError."""
     pool, head = require_seeds(arrival)
     teacher = base.backbone.build(arrival.checkpoint, base.checkpoint, base.dtype)
-
-    def teach(batch: Batch) -> Tensor:
-        features = torch.cat([_forward(base, teacher, part)() for part in split(batch, FORWARD_BATCH)])
-        return base.backbone.classify(features, head)
-
-    chosen, said = replay.seeds, None
+    chosen, lesson = replay.seeds, None
     if chosen is None:
         classes = pool.labels
         if options.seeds == "teacher":
-            said = teach(pool.batch)
-            classes = said.argmax(-1)
-        wanted = options.seeds_per_class * len(head.classes)
+            lesson = base.backbone.teach(teacher, pool.batch, head)
+            classes = lesson.classes
+        wanted = options.seeds_in_all or options.seeds_per_class * len(head.classes)
         chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=classes)
-    batch = take(pool.batch, chosen)
-    report: dict[str, Any] = {
-        "source": pool.source,
-        "selection": options.seeds,
-        "used": len(chosen),
-        "pool": count(pool.batch),
-        "ids": [pool.ids[i] for i in chosen.tolist()] if pool.ids else [],
-    }
-    return Seeds(batch, teach(batch) if said is None else said[chosen], head, report)
+    if lesson is None:
+        lesson = base.backbone.teach(teacher, take(pool.batch, chosen), head)
+    else:
+        lesson = lesson.take(chosen)
+    return Seeds(lesson, head, seed_report(pool, options.seeds, chosen))
 
 
 def _distillation(
@@ -131,10 +180,9 @@ def _distillation(
     objective = OBJECTIVES[options.loss]
 
     def loss(index: Tensor) -> Tensor:
-        features = base.backbone.features(model, take(seeds.batch, index))
-        return objective(
-            base.backbone.classify(features, seeds.head), seeds.teacher[index], options.temperature
-        )
+        lesson = seeds.lesson.take(index)
+        student = base.backbone.logits(model, lesson.batch, seeds.head)
+        return objective(student, lesson.logits, options.temperature, lesson.mask)
 
     return loss
 
@@ -145,8 +193,9 @@ def _basis(state: State, group: LinearGroup, layer: MixtureLinear, options: Ming
 
 
 def _gate_group(
-    group: LinearGroup, layers: Mapping[str, MixtureLinear], basis: Tensor, options: MingleOptions
+    state: State, group: LinearGroup, layers: Mapping[str, MixtureLinear], options: MingleOptions
 ) -> GateGroup:
+    basis = _basis(state, group, layers[group.name], options)
     gamma = 0.0 if options.null_space == "hard" else options.gamma
     free = options.null_space == "off" or basis.shape[1] == 0
     projector = None if free else NullSpaceProjector(basis, beta=options.beta, gamma=gamma)
@@ -163,15 +212,9 @@ def _initial_gate(
     return weight, weight.new_zeros(())
 
 
-def _forward(base: Base, model: nn.Module, batch: Batch) -> Callable[[], Tensor]:
+def _forward(base: Base, model: nn.Module, batch: Batch, head: Head) -> Callable[[], Tensor]:
     def run() -> Tensor:
         with torch.no_grad():
-            return base.backbone.features(model, batch)
+            return base.backbone.logits(model, batch, head)
 
     return run
-
-
-def _derived_seed(arrival: Arrival, step: int) -> int:
-    # Depends on the run's seed, the task and its position only: a resumed run draws the same numbers.
-    digest = hashlib.sha256(f"{arrival.seed}/{step}/{arrival.name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")

@@ -9,22 +9,30 @@ from torch import Tensor
 from mingle.adaptation import SeedSelection
 from mingle.config import Options
 from mingle.layers import GateReduction
+from mingle.methods.base_method import Base
 from mingle.subspace import Basis, Projection
 
+REFERENCE_WIDTH = 768
+"""The width that the paper's lr and rank belong to."""
 
-class MingleOptions(Options):
-    """Options of the method; the defaults are what we recommend.
 
-    ``rank`` and ``lr`` left out follow the model's width d: ``rank = clamp(64·d/768, 16, 64)``,
-    ``lr = 1e-4 · max(1, 768/d)`` – the paper's values at d ≥ 768.
+class ExpertOptions(Options):
+    """How a checkpoint becomes experts.
+
+    ``rank`` left out follows the model's width d: ``rank = clamp(64·d/768, 16, 64)``, the paper's at d ≥ 768.
     """
 
     sites: str = "full"
     rank: int | None = Field(None, ge=1)
     projection: Projection = "block"
-    vectors: Literal["dropped", "gated"] = "dropped"
-    gates: Literal["adapted", "static"] = "adapted"
-    static_gate: float = 0.3
+
+
+class GateOptions(ExpertOptions):
+    """How gates are trained and what protects the earlier tasks from them.
+
+    ``lr`` left out follows the width too: ``lr = 1e-4 · max(1, 768/d)``.
+    """
+
     gate_reduction: GateReduction = "sample"
     gate_init: Literal["zeros", "normal"] = "zeros"
     gate_bias: Literal["free", "augmented"] = "augmented"
@@ -37,10 +45,25 @@ class MingleOptions(Options):
     steps: int = Field(50, ge=0)
     lr: float | None = Field(None, gt=0)
     batch_size: int = Field(16, ge=1)
+
+
+class MingleOptions(GateOptions):
+    """Options of the method; the defaults are what we recommend.
+
+    ``old_gates="trained"``: the gates of all tasks are trained at every step, and the newest step's count.
+    ``seeds_in_all`` samples are drawn where it is given, ``seeds_per_class`` times the number of classes
+    where it is not.
+    """
+
+    vectors: Literal["dropped", "gated"] = "dropped"
+    gates: Literal["adapted", "static"] = "adapted"
+    static_gate: float = 0.3
+    old_gates: Literal["frozen", "trained"] = "frozen"
     temperature: float = Field(2.0, gt=0)
     loss: Literal["kl", "soft_ce"] = "kl"
     seeds: SeedSelection = "random"
     seeds_per_class: int = Field(5, ge=1)
+    seeds_in_all: int | None = Field(None, ge=1)
     seed_pool: Literal["held_out", "scored"] = "held_out"
 
 
@@ -49,6 +72,24 @@ class ResolvedOptions(MingleOptions):
 
     rank: int = Field(ge=1)
     lr: float = Field(gt=0)
+
+
+def width_rule(base: Base) -> tuple[int, float]:
+    """Rank and lr for the base's width d: ``clamp(64·d/768, 16, 64)`` and ``1e-4 · max(1, 768/d)``."""
+    width = base.backbone.width(base.backbone.skeleton(base.checkpoint))
+    rank = min(max(64 * width // REFERENCE_WIDTH, 16), 64)
+    return rank, round(1e-4 * max(1.0, REFERENCE_WIDTH / width), 7)
+
+
+def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
+    """Mingle's options as far as these name them, the rest at its defaults, rank and lr by the width rule.
+
+    Raises UnknownNameError for the sites.
+    """
+    base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
+    rank, lr = width_rule(base)
+    chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
+    return ResolvedOptions.model_validate({"rank": rank, "lr": lr} | chosen)
 
 
 PAPER: dict[str, Any] = {
@@ -74,13 +115,26 @@ REFERENCE = PAPER | {
 }
 """What the released code computes; rank and lr still follow the width rule (its 64 and 1e-4 at d ≥ 768)."""
 
+TEXT: dict[str, Any] = {"lr": 1e-3, "batch_size": 8, "seeds_in_all": 100}
+"""The paper's settings for text models; an answer vocabulary has no fixed number of classes to count by."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": PAPER,
     "reference": REFERENCE,
     "light": {"sites": "light"},
+    "light_paper": PAPER | {"sites": "light"},
+    "light_reference": REFERENCE | {"sites": "light+out"},
     "static": {"gates": "static"},
+    "text": TEXT,
+    "ablation_adaptation": {"old_gates": "trained", "null_space": "off"},
+    "ablation_frozen": {"null_space": "off"},
+    "ablation_hard": {"null_space": "hard"},
 }
+"""The rows of the paper's ablation: ``static``; ``ablation_adaptation``, where the gates of all tasks adapt
+at every step; ``ablation_frozen``, the newest only; ``ablation_hard``, and only in the null space of what the
+earlier tasks use; ``default``, with that relaxed. The released light configuration selects ``out_proj`` too.
+"""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ class Base:
         skeleton = self.backbone.skeleton(self.checkpoint)
         return self.backbone.load(skeleton, dict(self.tensors), self.checkpoint.source)
 
+    def check(self) -> None:
+        """Refuses a base that does not fit its own configuration, going by shapes. Raises CheckpointError."""
+        entries = self.checkpoint.entries
+        shapes = {n: torch.empty(e.shape, dtype=self.dtype, device="meta") for n, e in entries.items()}
+        self.backbone.load(self.backbone.skeleton(self.checkpoint), shapes, self.checkpoint.source)
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name; shared by every model that is built from it, so never written to."""
@@ -51,8 +57,8 @@ class Base:
 class SeedPool:
     """Unlabelled samples of a task, ready for the model, to draw seeds from.
 
-    ``labels`` (N,) only for the paper's protocol. ``ids`` are hashes of the raw samples, by which the
-    evaluation keeps used seeds out of the score.
+    ``labels`` (N,) only for the paper's protocol and for methods that train on them. ``ids`` are hashes of
+    the raw samples, by which the evaluation keeps used seeds out of the score.
     """
 
     batch: Batch
@@ -186,13 +192,13 @@ class Method(ABC, Generic[OptionsT]):
         return False
 
     @property
-    def scored_seeds(self) -> bool:
-        """Whether seeds come from the labelled test images that are also scored (the paper's protocol)."""
+    def needs_labels(self) -> bool:
+        """Whether ``update`` trains on labels: its seeds are then all the labelled samples it may use."""
         return False
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether ``update`` trains on labels: its seeds are then the labelled training samples."""
+    def scored_seeds(self) -> bool:
+        """Whether seeds come from the labelled test images that are also scored (the paper's protocol)."""
         return False
 
     def _require_task(self, task: str | None) -> str:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from mingle.methods.base_method import Arrival, Method, NoOptions, Progress, State, Step, silent
+from mingle.methods.base_weights import Sources, lazily
 
 
 class Individual(Method[NoOptions]):
@@ -14,7 +15,8 @@ class Individual(Method[NoOptions]):
     def update(self, state: State, arrival: Arrival, progress: Progress = silent) -> State:
         """Stores the whole checkpoint."""
         del progress
-        weights = {**state.base.tensors, **dict(arrival.checkpoint.tensors(state.base.dtype))}
+        sources = Sources(state, arrival)
+        weights = lazily(sources, sources.new, state.base.dtype)
         return state.append(Step(arrival.name, {"weights": weights}, arrival.head))
 
     def model(self, state: State, task: str | None = None) -> nn.Module:

@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from mingle.errors import ConfigError
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
-from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions
+from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions, resolve
 from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, require_seeds, silent
-
-REFERENCE_WIDTH = 768
-"""The width that the paper's lr and rank belong to."""
 
 
 class Mingle(Method[MingleOptions]):
@@ -35,18 +32,9 @@ class Mingle(Method[MingleOptions]):
         """True for ``seed_pool="scored"``."""
         return self.options.seed_pool == "scored"
 
-    def resolve(self, base: Base) -> ResolvedOptions:
-        """The options with rank and lr as the width rule sets them. Raises UnknownNameError for the sites."""
-        skeleton = base.backbone.skeleton(base.checkpoint)
-        base.backbone.groups(skeleton, self.options.sites)
-        width = base.backbone.width(skeleton)
-        rank = self.options.rank or min(max(64 * width // REFERENCE_WIDTH, 16), 64)
-        lr = self.options.lr or round(1e-4 * max(1.0, REFERENCE_WIDTH / width), 7)
-        return ResolvedOptions.model_validate(self.options.model_dump() | {"rank": rank, "lr": lr})
-
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used."""
-        return self.resolve(base).model_dump()
+        return resolve(self.options, base).model_dump()
 
     def update(self, state: State, arrival: Arrival, progress: Progress = silent) -> State:
         """Builds the experts of the task, adapts their gates, and protects what the task uses.
@@ -59,7 +47,7 @@ class Mingle(Method[MingleOptions]):
             raise ConfigError(f"replay: expected a MingleReplay, found {type(replay).__name__}")
         if self.needs_seeds:
             require_seeds(arrival)
-        options = self.resolve(state.base)
+        options = resolve(self.options, state.base)
         started = time.perf_counter()
         experts, energy = build_experts(state, arrival, options, replay.effective_ranks, progress)
         built = time.perf_counter()

@@ -5,10 +5,11 @@ holds it stands in a file of its own, for the error message only: nothing is dec
 """
 
 import errno
+import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,12 +58,21 @@ def hold(folder: Path, timeout: float = 0) -> Iterator[None]:
         lock.release()
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a new file that outlasts a power cut (its folder needs `sync_folder` too); raises OSError."""
+def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, int]:
+    """Write a new file that outlasts a power cut (its folder needs `sync_folder` too); raises OSError.
+
+    Returns sha256 and size of what was written. Only one part at a time is held.
+    """
+    digest, size = hashlib.sha256(), 0
     with path.open("xb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
+            del part  # before the next one is made
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest(), size
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -70,7 +80,7 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        write_file(temporary, data)
+        write_file(temporary, [data])
         temporary.replace(path)
         sync_folder(path.parent)
     except BaseException:

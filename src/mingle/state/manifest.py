@@ -1,4 +1,4 @@
-"""What the files of a run hold: ``mingle.json``, and the one way in which JSON and tensors become bytes.
+"""What the files of a run hold: ``mingle.json``, and the one way in which JSON becomes bytes.
 
 The manifest names every file of a step with its size and sha256. Every step carries a chain hash over the
 chain before it and its own entry, starting from the header: no step can be altered, swapped or moved to
@@ -13,10 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from mingle.errors import RunDamagedError, RunError, RunSchemaError
 
@@ -43,11 +40,6 @@ class FileEntry(_Record):
     size: Annotated[int, Field(ge=0)]
 
     @classmethod
-    def of(cls, data: bytes) -> Self:
-        """The entry of a file that holds ``data``."""
-        return cls(sha256=_sha256(data), size=len(data))
-
-    @classmethod
     def of_file(cls, path: Path) -> Self:
         """The entry of a file of any size; raises OSError."""
         with path.open("rb") as file:
@@ -72,16 +64,19 @@ class StepEntry(_Record):
 
     def problems(self, folder: Path, *, content: bool) -> Iterator[str]:
         """One line per file in ``folder`` that is missing or altered, going by its size or by its content."""
-        for name, entry in sorted(self.files.items()):
-            path = folder / name
-            try:
-                size = path.stat().st_size
-                found = FileEntry.of_file(path) if content else entry.model_copy(update={"size": size})
-            except OSError as error:
-                yield unreadable(path, error)
-            else:
-                if problem := entry.difference(path, found):
-                    yield problem
+        for name in sorted(self.files):
+            if problem := self.problem(folder / name, content=content):
+                yield problem
+
+    def problem(self, path: Path, *, content: bool) -> str | None:
+        """One line on the file at ``path`` if it is missing or altered."""
+        entry = self.files[path.name]
+        try:
+            size = path.stat().st_size
+            found = FileEntry.of_file(path) if content else entry.model_copy(update={"size": size})
+        except OSError as error:
+            return unreadable(path, error)
+        return entry.difference(path, found)
 
 
 class Manifest(_Record):
@@ -228,35 +223,6 @@ def read_json(data: bytes, path: Path) -> dict[str, Any]:
         found = type(content).__name__
         raise RunDamagedError(f"{path}: expected a JSON object, found {found}; restore the file from a copy")
     return content
-
-
-def encode_tensors(tensors: Mapping[str, torch.Tensor], what: str) -> bytes:
-    """The tensors as safetensors: the same ones give the same bytes; raises RunError."""
-    plain: dict[str, torch.Tensor] = {}
-    storages = set()
-    try:
-        for name in sorted(tensors):
-            # safetensors would store the memory behind a conjugate or negative view, not its values.
-            tensor = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
-            storage = tensor.untyped_storage().data_ptr()
-            # It refuses tensors that overlap (tied weights): each is stored for itself.
-            plain[name] = tensor.clone() if storage in storages else tensor
-            storages.add(storage)
-        if "__metadata__" in plain:
-            raise ValueError("the name '__metadata__', which the format reserves")
-        data: bytes = save(plain)
-    except (SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{what}: expected named dense tensors, found: {error}; convert them first") from error
-    return data
-
-
-def decode_tensors(data: bytes, path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in ``data``, found at ``path``, in order of name; raises RunError."""
-    try:
-        tensors: dict[str, torch.Tensor] = load(data)
-    except (SafetensorError, KeyError) as error:
-        raise RunError(f"{path}: safetensors cannot read it ({error}); update safetensors") from error
-    return dict(sorted(tensors.items()))
 
 
 def _chain(previous: str, entry: StepEntry) -> str:

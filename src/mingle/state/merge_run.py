@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
-from mingle.errors import CheckpointError, UnknownNameError
+from mingle.errors import CheckpointError, ConfigError, UnknownNameError
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
 from mingle.state.run_folder import RunFolder
 from mingle.state.stored_step import append_step, read_step
-from mingle.suites import RawSamples, load_samples, locate
-from mingle.weights import check_against, check_finite
+from mingle.suites import RawSamples, load_samples, locate, suite_part
+from mingle.weights import Checkpoint, check_against, check_finite
 
 POOL_LIMIT = 1000
-"""Seeds are drawn from at most this many samples of a source, chosen at random before they are read."""
+"""Seeds are drawn from at most this many samples of a source, chosen at random before they are read.
+
+A method that trains on labels gets all of them.
+"""
 
 PREDICT_BATCH = 64
 
@@ -60,7 +63,7 @@ class MergeRun:
         checkpoint = family.open(locate(base))
         opened = Base(family, checkpoint)
         check_finite(checkpoint)
-        opened.model()  # refuses a base that does not fit its own configuration
+        opened.check()
         header = {
             "method": method,
             "preset": preset,
@@ -141,14 +144,16 @@ class MergeRun:
         seeds: str | Path | Samples | RawSamples | None = None,
         labels: Tensor | None = None,
         head: Head | Tensor | str | Path | None = None,
+        classes: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
         replay: object = None,
         progress: Progress = silent,
     ) -> Step:
         """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
 
         ``checkpoint``: folder, file, hub id or ``suite:task``. ``seeds``: unlabelled samples, or where they
-        are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them)
-        only if the checkpoint brings none.
+        are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them), or
+        ``classes`` (names, with prompt ``templates``), only if the checkpoint brings no head.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
         task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
@@ -158,16 +163,18 @@ class MergeRun:
             opened = self.backbone.open(locate(checkpoint))
             self.backbone.check_family(opened, self.base.checkpoint)
             check_against(self.base.checkpoint, opened, self.backbone.optional)
-            if not isinstance(head, Head):
-                given = Path(head) if isinstance(head, str) else head
-                head = self.backbone.head(opened, given, base=self.base.checkpoint)
-            pool = self._pool(seeds, labels, head)
-            arrival = Arrival(task, opened, head, pool, seed=self.header["seed"], replay=replay)
+            part = suite_part(str(checkpoint))
+            if classes is not None:
+                head = self._head_of_names(head, classes, templates)
+            elif head is None and part is not None:
+                head = part[0].head(part[1])
+            found = self._head(opened, head)
+            pool = self._pool(seeds, labels, found)
+            arrival = Arrival(task, opened, found, pool, seed=self.header["seed"], replay=replay)
             started = time.perf_counter()
             step = self.method.update(self.state, arrival, progress).steps[-1]
-            seconds = time.perf_counter() - started
-            self._folder = append_step(self._folder, step, opened, seconds)
-        return step
+            self._folder = append_step(self._folder, step, opened, started)
+        return read_step(self._folder, len(self.tasks) - 1)
 
     def undo(self) -> str:
         """Drops the newest step and returns its task. Raises RunError when there is none."""
@@ -203,6 +210,8 @@ class MergeRun:
     def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:
         """Class probabilities (N, C) of samples under a task's head, and its class names.
 
+        A row of zeros: the model's answer is no class of the task (models that write text).
+
         Samples pass through the model in batches of 64; only with batch gates the result depends on it.
         """
         self._require(task)
@@ -216,19 +225,31 @@ class MergeRun:
         raw = load_samples(samples).samples
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
         batches = (self.backbone.prepare(part, self.base.checkpoint) for part in parts)
-        logits = [self.backbone.classify(self.backbone.features(model, batch), head) for batch in batches]
-        return torch.cat(logits).softmax(-1), head.classes
+        found = [self.backbone.probabilities(self.backbone.features(model, batch), head) for batch in batches]
+        return torch.cat(found), head.classes
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:
             raise UnknownNameError(f"task of {self.path}", task, self.tasks)
+
+    def _head_of_names(self, head: object, classes: Sequence[str], templates: Sequence[str] | None) -> Head:
+        if head is not None:
+            raise ConfigError("head and classes: expected one of the two, found both")
+        return self.backbone.zero_shot_head(self.base.checkpoint, classes, templates)
+
+    def _head(self, opened: Checkpoint, head: Head | Tensor | str | Path | None) -> Head | None:
+        if isinstance(head, Head):
+            return head
+        given = Path(head) if isinstance(head, str) else head
+        return self.backbone.head(opened, given, base=self.base.checkpoint)
 
     def _pool(
         self, seeds: str | Path | Samples | RawSamples | None, labels: Tensor | None, head: Head | None
     ) -> SeedPool | None:
         if seeds is None or not self.method.needs_seeds:
             return None
-        raw = load_samples(seeds, scored=self.method.scored_seeds, limit=POOL_LIMIT, seed=self.header["seed"])
+        limit = None if self.method.needs_labels else POOL_LIMIT
+        raw = load_samples(seeds, scored=self.method.scored_seeds, limit=limit, seed=self.header["seed"])
         batch = self.backbone.prepare(raw.samples, self.base.checkpoint)
         found = raw.labels if labels is None else torch.as_tensor(labels)
         if found is None:

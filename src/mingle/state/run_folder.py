@@ -12,7 +12,7 @@ full, the previous state is there, whole, and what was left behind goes with the
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +33,15 @@ from mingle.state.manifest import (
     Manifest,
     StepEntry,
     check_name,
-    decode_tensors,
-    encode_tensors,
     plain_json,
     read_json,
     readable_json,
     step_folder,
-    unreadable,
 )
+from mingle.state.tensor_file import encode_tensors, open_tensors
+from mingle.weights import LazyTensors
 
+Info = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 _TEMPORARY = ".tmp-"
 # Names that an interrupted append or undo may leave in steps/; anything else there is not ours to remove.
 _OURS = rf"({_TEMPORARY})?\d{{4,}}-{NAME_PATTERN}"
@@ -83,8 +83,8 @@ class RunFolder:
     def open(cls, path: str | Path, *, check_files: bool = True) -> "RunFolder":
         """Open a run: checks the manifest, and that every file is there with the right size.
 
-        The content of a file is checked when it is read, or by `verify`. ``check_files=False`` opens a run
-        with missing or truncated files too, to `verify` it or to `undo` the damaged step.
+        The content of a file is checked when it is read, or by `verify`. ``check_files=False`` opens a
+        damaged run too, to `verify` it or to `undo` its last step.
 
         Raises:
             RunError: there is no run at ``path``.
@@ -102,17 +102,17 @@ class RunFolder:
         self,
         name: str,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
-        info: Mapping[str, Any],
+        info: Info,
         *,
         summary: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Add a step and return the run with it; whatever goes wrong, the run stays as it was.
 
-        ``tensors`` gives the content of each ``<stem>.safetensors``, ``info`` that of ``step.json``, and
-        ``summary`` the few figures that the manifest itself shows.
+        ``tensors`` gives the content of each ``<stem>.safetensors``, ``info`` of ``step.json`` (called
+        once these are written, if it is a function), ``summary`` the few figures that the manifest shows.
 
         Raises:
-            TaskExistsError: the run holds a step of that name.
+            TaskExistsError: the run holds that step.
             RunLockedError: another process is writing.
             RunDamagedError: a file of an earlier step is missing or truncated.
             RunError: what cannot be stored, a run that changed since it was opened, a disk that fails.
@@ -121,14 +121,13 @@ class RunFolder:
         self.check_addition(name)
         for stem in tensors:
             check_name(stem, f"name of the tensor file of step {name!r}")
-        step_json = readable_json(dict(info), f"info of step {name!r}")
         shown = plain_json(summary or {}, f"summary of step {name!r}")
         with self.lock(), explained(self.path, f"add step {name!r}"):
             self._check_unchanged()
             self._check_sizes()
             self._remove_leftovers()
             try:
-                files = self._write_step(step_folder(len(self.manifest.steps), name), tensors, step_json)
+                files = self._write_step(step_folder(len(self.manifest.steps), name), tensors, info)
             except BaseException:
                 self._remove_leftovers()
                 raise
@@ -157,15 +156,18 @@ class RunFolder:
             run._remove_leftovers()
             return run, self.manifest.steps[-1]
 
-    def read(self, index: int, stem: str) -> dict[str, torch.Tensor]:
-        """The tensors of one file of the step at ``index``, in order of name.
+    def read(self, index: int, stem: str) -> LazyTensors:
+        """The tensors of one file of the step at ``index``, each read when it is asked for, and not kept.
+
+        The whole file is checked now, and again should it change before a tensor is read.
 
         Raises:
             RunError: there is no such step or file.
             RunDamagedError: the file is missing, truncated or altered.
 
         """
-        return decode_tensors(*self._read_file(index, stem + TENSORS_SUFFIX))
+        step, path = self._locate(index, stem + TENSORS_SUFFIX)
+        return open_tensors(path, lambda: self._check(step, path))
 
     def stems(self, index: int) -> tuple[str, ...]:
         """What `read` can read of the step at ``index``, in order."""
@@ -174,7 +176,9 @@ class RunFolder:
 
     def info(self, index: int) -> dict[str, Any]:
         """The content of ``step.json`` of the step at ``index``; raises as `read` does."""
-        return read_json(*self._read_file(index, STEP_JSON))
+        step, path = self._locate(index, STEP_JSON)
+        self._check(step, path)
+        return read_json(path.read_bytes(), path)
 
     def verify(self) -> list[str]:
         """Check every byte of the run as it stands on disk; returns one line per problem, [] if it is whole.
@@ -209,20 +213,16 @@ class RunFolder:
     def _folder(self, step: StepEntry) -> Path:
         return self.path / "steps" / step.folder
 
-    def _read_file(self, index: int, name: str) -> tuple[bytes, Path]:
+    def _locate(self, index: int, name: str) -> tuple[StepEntry, Path]:
         step = self._step(index)
         if name not in step.files:
             known = ", ".join(sorted(step.files))
             raise RunError(f"{self.path}: step {step.name!r} holds no {name}; it holds {known}")
-        path = self._folder(step) / name
-        # The bytes that are hashed are the bytes that are used: a map of the file could change in between.
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            self._damaged(unreadable(path, error))
-        if problem := step.files[name].difference(path, FileEntry.of(data)):
+        return step, self._folder(step) / name
+
+    def _check(self, step: StepEntry, path: Path) -> None:
+        if problem := step.problem(path, content=True):
             self._damaged(problem)
-        return data, path
 
     def _check_sizes(self) -> None:
         for step in self.manifest.steps:
@@ -238,16 +238,16 @@ class RunFolder:
             raise RunError(f"{self.path}: changed by another process; open it again")
 
     def _write_step(
-        self, folder: str, tensors: Mapping[str, Mapping[str, torch.Tensor]], step_json: bytes
+        self, folder: str, tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Info
     ) -> dict[str, FileEntry]:
         steps = self.path / "steps"
         steps.mkdir(exist_ok=True)
         temporary = steps / f"{_TEMPORARY}{folder}"
         temporary.mkdir()
         files = {}
-        for name, data in _encoded(tensors, step_json):
-            write_file(temporary / name, data)
-            files[name] = FileEntry.of(data)
+        for name, parts in _encoded(tensors, info):
+            sha256, size = write_file(temporary / name, parts)
+            files[name] = FileEntry(sha256=sha256, size=size)
         sync_folder(temporary)
         temporary.rename(steps / folder)
         sync_folder(steps)
@@ -283,12 +283,12 @@ class RunFolder:
 
 
 def _encoded(
-    tensors: Mapping[str, Mapping[str, torch.Tensor]], step_json: bytes
-) -> Iterator[tuple[str, bytes]]:
-    """The files of a step, one at a time: all of them at once could be too much for the memory."""
-    yield STEP_JSON, step_json
+    tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Info
+) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+    """The files of a step in parts: a whole one could be too much for the memory."""
     for stem in sorted(tensors):
         yield stem + TENSORS_SUFFIX, encode_tensors(tensors[stem], stem + TENSORS_SUFFIX)
+    yield STEP_JSON, [readable_json(dict(info() if callable(info) else info), STEP_JSON)]
 
 
 def _require_vacant(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Steps of a method as they lie in a run folder."""
 
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from torch import Tensor
 
@@ -15,17 +17,17 @@ HEAD = "head"
 
 
 class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
-    """The tensors of a stored step by file stem, read on first use. A stem without a file is empty."""
+    """The tensors of a stored step by file stem, read when asked for. A stem without a file is empty."""
 
     def __init__(self, folder: RunFolder, index: int) -> None:
         self._folder, self._index = folder, index
-        self._read: dict[str, dict[str, Tensor]] = {}
+        self._opened: dict[str, Mapping[str, Tensor]] = {}
 
     def __getitem__(self, stem: str) -> Mapping[str, Tensor]:
-        if stem not in self._read:
+        if stem not in self._opened:
             known = stem in self._folder.stems(self._index)
-            self._read[stem] = self._folder.read(self._index, stem) if known else {}
-        return self._read[stem]
+            self._opened[stem] = self._folder.read(self._index, stem) if known else {}
+        return self._opened[stem]
 
     def __iter__(self) -> Iterator[str]:
         return (stem for stem in self._folder.stems(self._index) if stem != HEAD)
@@ -39,23 +41,30 @@ def read_step(folder: RunFolder, index: int) -> Step:
     info = folder.info(index)
     head = None
     if info["classes"] is not None:
-        head = Head(tuple(info["classes"]), folder.read(index, HEAD))
+        head = Head(tuple(info["classes"]), dict(folder.read(index, HEAD)))
     return Step(info["task"], StoredTensors(folder, index), head, info["report"])
 
 
-def append_step(folder: RunFolder, step: Step, checkpoint: Checkpoint, seconds: float) -> RunFolder:
-    """Commits a step with what it was made from, when, where and with what. Raises RunError."""
+def append_step(folder: RunFolder, step: Step, checkpoint: Checkpoint, started: float) -> RunFolder:
+    """Commits a step with what it was made from, when, where and with what. Raises RunError.
+
+    ``started``: of ``time.perf_counter()``. Tensors of the step that are not computed yet are while they are
+    written, so the seconds of the step end there.
+    """
     tensors: dict[str, Mapping[str, Tensor]] = {stem: found for stem, found in step.tensors.items() if found}
     if step.head is not None:
         tensors[HEAD] = step.head.tensors
-    info = {
-        "task": step.task,
-        "classes": list(step.head.classes) if step.head else None,
-        "checkpoint": {"source": checkpoint.source, "fingerprint": checkpoint.fingerprint},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": versions(),
-        "seconds": seconds,
-        "report": step.report,
-    }
+
+    def info() -> dict[str, Any]:
+        return {
+            "seconds": time.perf_counter() - started,
+            "task": step.task,
+            "classes": list(step.head.classes) if step.head else None,
+            "checkpoint": {"source": checkpoint.source, "fingerprint": checkpoint.fingerprint},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "versions": versions(),
+            "report": step.report,
+        }
+
     return folder.append(step.task, tensors, info)

@@ -4,6 +4,7 @@ from mingle.subspace.low_rank import (
     Factors,
     effective_rank,
     numerical_rank,
+    polar,
     svd_of_factors,
     truncated_svd,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "effective_rank",
     "extend_basis",
     "numerical_rank",
+    "polar",
     "project_delta",
     "svd_of_factors",
     "truncated_svd",

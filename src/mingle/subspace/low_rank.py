@@ -57,6 +57,17 @@ def svd_of_factors(B: Tensor, A: Tensor) -> Factors:
     return Factors((q_left @ left).to(B.dtype), singular.to(B.dtype), (q_right @ right_t.mT).to(B.dtype))
 
 
+def polar(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``U Vᵀ`` of ``M = U diag(S) Vᵀ``, and S: the isometry nearest to M (orthogonal Procrustes).
+
+    Directions that M does not have (singular values that are rounding noise) are left out, so that the
+    result depends on M alone; of the zero matrix it is zero.
+    """
+    left, singular, right_t = torch.linalg.svd(matrix.double(), full_matrices=False)
+    rank = numerical_rank(singular)
+    return (left[:, :rank] @ right_t[:rank]).to(matrix.dtype), singular.to(matrix.dtype)
+
+
 def numerical_rank(singular_values: Tensor) -> int:
     """How many singular values are above the rounding noise of the largest one."""
     if singular_values.numel() == 0 or not singular_values.any():

@@ -1,6 +1,7 @@
 """Samples from image folders, array files, suites or memory, with a hash for each."""
 
 import hashlib
+import json
 import random
 import zipfile
 import zlib
@@ -69,8 +70,9 @@ def load_samples(
     limit: int | None = None,
     seed: int = 0,
 ) -> RawSamples:
-    """Reads ``suite:task``, a folder of images, a ``.safetensors`` or ``.npz`` file, or takes what is given.
+    """Reads ``suite:task``, an image folder, a ``.safetensors``, ``.npz`` or ``.jsonl`` file, or memory.
 
+    A list of strings is a list of texts, unless they end like image files.
     ``scored`` takes a suite's labelled test images instead of its unlabelled seeds (the paper's protocol).
     A folder whose images lie in one subfolder per class brings class names; array files may bring labels.
     ``limit``: of more samples than that, a random choice by ``seed``; files are chosen before they are read.
@@ -92,14 +94,17 @@ def _load(source: str | Path | Samples, *, scored: bool) -> RawSamples:
     path = Path(source).expanduser()
     if not path.exists():
         raise SeedsError(
-            f"{source}: no such file or folder; expected images, .safetensors, .npz or suite:task"
+            f"{source}: no such file or folder; expected images, .safetensors, .npz, .jsonl or suite:task"
         )
     if path.suffix in (".safetensors", ".npz"):
         return _array_file(path)
+    if path.suffix == ".jsonl":
+        return _text_file(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return RawSamples([open_image(path)], source=str(path))
     raise SeedsError(
-        f"{path}: expected a folder of images, .safetensors or .npz, found {path.suffix or 'no suffix'}"
+        f"{path}: expected a folder of images, .safetensors, .npz or .jsonl, "
+        f"found {path.suffix or 'no suffix'}"
     )
 
 
@@ -110,12 +115,19 @@ def _in_memory(samples: object) -> Samples:
         return samples
     items = [samples] if isinstance(samples, Image.Image) else samples
     if isinstance(items, Sequence):
+        if items and all(isinstance(item, str) and not _names_image(item) for item in items):
+            return list(items)
         images = [open_image(Path(item)) if isinstance(item, str | Path) else item for item in items]
         if all(isinstance(image, Image.Image) for image in images):
             return images
     raise SeedsError(
-        f"samples: expected a tensor, an array, or a list of images or files, found {type(samples).__name__}"
+        "samples: expected a tensor, an array, or a list of images, image files or texts, "
+        f"found {type(samples).__name__}"
     )
+
+
+def _names_image(text: str) -> bool:
+    return Path(text).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _choice(count: int, limit: int | None, seed: int) -> list[int] | None:
@@ -132,6 +144,17 @@ def _image_folder(folder: Path, limit: int | None, seed: int) -> RawSamples:
     nested = bool(files) and all(f.parent.parent == folder for f in files)
     names = tuple(f.parent.name for f in files) if nested else None
     return RawSamples([open_image(f) for f in files], label_names=names, source=str(folder))
+
+
+def _text_file(path: Path) -> RawSamples:
+    """One JSON object per line: ``text`` and, where there is one, ``label`` (an index)."""
+    try:
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        texts = [str(row["text"]) for row in rows]
+        labels = torch.tensor([int(row["label"]) for row in rows]) if rows and "label" in rows[0] else None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SeedsError(f'{path}: expected lines like {{"text": "…", "label": 0}} ({error!r})') from error
+    return RawSamples(texts, labels, source=str(path))
 
 
 def _array_file(path: Path) -> RawSamples:

@@ -60,6 +60,13 @@ class Suite(ABC):
     def missing(self, tasks: Iterable[str]) -> list[str]:
         """What these tasks need and is not on this machine, one line each with what to fetch."""
 
+    def check(self, tasks: Iterable[str]) -> None:
+        """Refuses to start while something is missing. Raises ConfigError, which lists all of it."""
+        lines = self.missing(tasks)
+        if lines:
+            listed = "\n".join(f"  - {line}" for line in lines)
+            raise ConfigError(f"suite {self.name!r}: {len(lines)} things to fetch first:\n{listed}")
+
     def require(self, task: str) -> None:
         """Refuses a task that the suite does not have. Raises UnknownNameError."""
         if task not in self.tasks:

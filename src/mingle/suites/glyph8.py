@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-from mingle.suites.base_folder import FolderSuite
+from mingle.suites.base_glyph import GlyphSuite
 
-PLUGIN = FolderSuite(Path(__file__).parent / "glyph8")
+PLUGIN = GlyphSuite(Path(__file__).parent / "glyph8")

@@ -1,6 +1,16 @@
 """What arrives: checkpoints read lazily, and their difference to the base."""
 
 from mingle.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from mingle.weights.lazy_tensors import LazyTensors, Spec
 from mingle.weights.task_vector import check_against, check_finite, task_vector
 
-__all__ = ["Checkpoint", "check_against", "check_finite", "open_checkpoint", "read_json", "task_vector"]
+__all__ = [
+    "Checkpoint",
+    "LazyTensors",
+    "Spec",
+    "check_against",
+    "check_finite",
+    "open_checkpoint",
+    "read_json",
+    "task_vector",
+]

@@ -12,6 +12,9 @@ from mingle.weights.checkpoint import DTYPES, Checkpoint
 MIN_SIMILARITY = 0.5
 """Smallest cosine between a checkpoint's matrices and its base's."""
 
+CHUNK = 2**20
+"""Entries that are converted to float64 at once."""
+
 
 def check_against(base: Checkpoint, checkpoint: Checkpoint, optional: Collection[str] = ()) -> None:
     """Compares names, shapes, dtypes and finiteness with the base before anything is computed.
@@ -45,15 +48,23 @@ def _origin_problems(base: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:
     dot, ours, theirs = 0.0, 0.0, 0.0
     for name in checkpoint.names():
         if len(checkpoint.entries[name].shape) > 1:
-            origin, tuned = base.tensor(name, torch.float64), checkpoint.tensor(name, torch.float64)
-            dot += float((origin * tuned).sum())
-            ours, theirs = ours + float(origin.square().sum()), theirs + float(tuned.square().sum())
+            products = _products(base.tensor(name), checkpoint.tensor(name))
+            dot, ours, theirs = (sum(pair) for pair in zip((dot, ours, theirs), products, strict=True))
     similarity = dot / math.sqrt(ours * theirs) if ours * theirs else 1.0
     if similarity < MIN_SIMILARITY:
         yield (
             f"all matrices together: cosine {similarity:.2f} to the base, expected at least "
             f"{MIN_SIMILARITY}; it was fine-tuned from another base"
         )
+
+
+def _products(one: Tensor, two: Tensor) -> tuple[float, float, float]:
+    """``⟨a, b⟩``, ``⟨a, a⟩`` and ``⟨b, b⟩`` in float64, a part at a time."""
+    found = torch.zeros(3, dtype=torch.float64)
+    parts = zip(*(torch.split(tensor.reshape(-1), CHUNK) for tensor in (one, two)), strict=True)
+    for a, b in ((x.double(), y.double()) for x, y in parts):
+        found += torch.stack([a @ b, a @ a, b @ b])
+    return float(found[0]), float(found[1]), float(found[2])
 
 
 def _tensor_problems(base: Checkpoint, checkpoint: Checkpoint, name: str) -> Iterator[str]:

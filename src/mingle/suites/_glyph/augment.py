@@ -1,14 +1,12 @@
 """Turn batches of rendered sources into 32 x 32 RGB pictures: geometry, colours, clutter and noise."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common import IMAGE_SIZE
+from mingle.suites._glyph.recipe import IMAGE_SIZE
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)

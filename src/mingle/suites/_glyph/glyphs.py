@@ -1,17 +1,16 @@
 """Glyphs: which font files of which group have a character, and how it is drawn."""
 
-from __future__ import annotations
-
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
-from common import SOURCE_SIZE
+from mingle.suites._glyph.recipe import SOURCE_SIZE
+from mingle.suites._glyph.workplace import Array, Workplace
 
 INK = 38  # the longer side of a glyph's ink inside the source image
 
@@ -26,12 +25,15 @@ class FontFile:
     characters: frozenset[int]
 
 
-def font_files(cache: Path, fonts: dict[str, Any]) -> list[FontFile]:
+def font_files(place: Workplace, fonts: dict[str, Any]) -> list[FontFile]:
     """All usable font files of the listed packages; symbol and emoji faces are left out."""
+    from fontTools.ttLib import TTFont, TTLibError
+
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it warns of fonts that are slightly malformed
     group_of = {package: group for group, members in fonts["groups"].items() for package in members}
     found = []
     for package in sorted(fonts["packages"]):
-        for path in sorted((cache / "root" / package).rglob("*")):
+        for path in sorted(place.unpacked(package).rglob("*")):
             if path.is_symlink() or path.suffix.lower() not in (".ttf", ".otf"):
                 continue
             if re.search(r"(Emoji|Symbols|Math|Initials|Powerline)", path.name):
@@ -47,7 +49,7 @@ def font_files(cache: Path, fonts: dict[str, Any]) -> list[FontFile]:
     return found
 
 
-def draw(font: FontFile, character: str) -> np.ndarray | None:
+def draw(font: FontFile, character: str) -> Array | None:
     """The glyph's ink as RGBA (white, alpha = ink), of one size for every font; None where it is empty."""
     try:
         face = ImageFont.truetype(str(font.path), 72, layout_engine=ImageFont.Layout.BASIC)

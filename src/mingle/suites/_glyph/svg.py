@@ -1,7 +1,5 @@
 """Icons, emoji and flags: which of them show a class, and how they are rendered."""
 
-from __future__ import annotations
-
 import io
 import json
 import re
@@ -11,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import resvg_py
 from PIL import Image
 
-from common import SOURCE_SIZE
+from mingle.suites._glyph.recipe import SOURCE_SIZE
+from mingle.suites._glyph.workplace import Array
 
 PERMISSIVE = {
     "MIT",
@@ -33,7 +31,7 @@ PERMISSIVE = {
 class Picture:
     """One rendered source: pixels, class, vendor, icon set or font package, and whether only alpha counts."""
 
-    rgba: np.ndarray
+    rgba: Array
     label: int
     vendor: str
     origin: str
@@ -61,8 +59,10 @@ class Collection:
             else None
         )
 
-    def render(self, name: str) -> np.ndarray | None:
+    def render(self, name: str) -> Array | None:
         """RGBA pixels (4, S, S) of one icon, or None where nothing can be drawn."""
+        import resvg_py
+
         icon = self.icons[name]
         width = icon.get("width", self.data.get("width", 16))
         height = icon.get("height", self.data.get("height", 16))
@@ -84,7 +84,8 @@ class Collection:
 @lru_cache(maxsize=1)
 def licences(folder: Path) -> dict[str, dict[str, Any]]:
     """What the package says of every set: name, author, licence, category."""
-    return json.loads((folder / "collections.json").read_text(encoding="utf-8"))
+    content: dict[str, dict[str, Any]] = json.loads((folder / "collections.json").read_text("utf-8"))
+    return content
 
 
 def permissive(folder: Path) -> list[str]:

@@ -1,0 +1,72 @@
+"""One router for all Linears of an MLP: weight-ensembling mixtures of experts (arXiv 2402.00433).
+
+Shapes: N samples; T tasks; x (N, …, d) the MLP's input, its middle axes are tokens; h the router's width.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn.functional import linear, relu
+
+from mingle.layers.gate import Gate, PooledInput
+from mingle.layers.mixture import MixtureLinear
+
+
+class TokenRouter(nn.Module):
+    """``g(x) = W2 · mean over tokens of relu(W1 x + b1) + b2``: a gate per task, without a softmax.
+
+    The last layer is linear, so that the mean may be taken before it.
+    """
+
+    NAMES: ClassVar[tuple[str, ...]] = ("hidden_weight", "hidden_bias", "weight", "bias")
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """``hidden_weight`` (h, d), ``hidden_bias`` (h,), ``weight`` (T, h), ``bias`` (T,)."""
+        super().__init__()
+        for name in self.NAMES:
+            self.register_parameter(name, nn.Parameter(tensors[name].clone()))
+
+    def forward(self, x: Tensor, pool: PooledInput) -> Tensor:
+        """(N, …, d) -> gates (N, T); ``pool`` knows which tokens count."""
+        pooled: Tensor = pool(relu(linear(x, self.hidden_weight, self.hidden_bias)))
+        return linear(pooled, self.weight, self.bias)
+
+
+class SharedGate(Gate):
+    """Gates (N, T) that somebody else computed, the same for every Linear that holds this gate."""
+
+    values: Tensor | None = None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """The gates of the current forward pass, whatever the layer's own input is."""
+        del pooled
+        if self.values is None:
+            raise RuntimeError("this Linear runs only inside its RoutedMLP, which computes the gates")
+        return self.values
+
+
+class RoutedMLP(nn.Module):
+    """An MLP whose Linears are mixtures under one router of the MLP's input."""
+
+    def __init__(self, mlp: nn.Module, layers: list[MixtureLinear], router: TokenRouter) -> None:
+        """``layers``: the MixtureLinears of ``mlp``, first the one that reads the MLP's input."""
+        super().__init__()
+        self.mlp, self.router, self.pool = mlp, router, layers[0].pool
+        self.gate = SharedGate(0)
+        for layer in layers:
+            layer.gate = self.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, …, d) -> (N, …, d)."""
+        self.gate.values = self.router(x, self.pool)
+        try:
+            y: Tensor = self.mlp(x)
+        finally:
+            # The gates belong to this pass, and a copy of the model must not hold a graph.
+            self.gate.values = None
+        return y

@@ -1,0 +1,121 @@
+"""Files of tensors (safetensors), written and read one tensor at a time."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mingle.errors import RunError
+from mingle.weights import LazyTensors, Spec
+
+DTYPES = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names in the format, in the order in which its own writer lays tensors out: widest first."""
+
+_PLACE = {dtype: place for place, dtype in enumerate(DTYPES)}
+_TORCH = {name: dtype for dtype, name in DTYPES.items()}
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], what: str) -> Iterator[bytes | memoryview]:
+    """The safetensors file of the tensors in parts, the bytes that ``safetensors.torch.save`` would give.
+
+    The header comes first, for the shapes of lazy tensors are known; then each tensor is made, handed out and
+    forgotten. Raises RunError for what is no dense tensor or has no name.
+    """
+    specs = tensors.specs if isinstance(tensors, LazyTensors) else None
+    try:
+        if specs is None:
+            specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        names = sorted(specs, key=lambda name: (_PLACE[specs[name].dtype], name))
+        yield _header(names, specs)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unfit(what, error) from error
+    take = tensors.stream if isinstance(tensors, LazyTensors) else tensors.__getitem__
+    for name in names:
+        # No name for the tensor: the one before would live until the next is made.
+        yield _content(take(name), specs[name], what)
+
+
+def open_tensors(path: Path, check: Callable[[], object]) -> LazyTensors:
+    """The tensors in the file at ``path``, read when they are asked for, and not kept.
+
+    ``check`` raises if the file is not what it should be; it is called once now, and again before a tensor
+    is read when the file has changed since. Raises RunError for a file that is no safetensors.
+    """
+    stamp: tuple[int, ...] = ()
+
+    def confirm() -> None:
+        nonlocal stamp
+        found = path.stat() if path.exists() else None
+        now = (found.st_ino, found.st_size, found.st_mtime_ns) if found else ()
+        if now != stamp or not now:
+            check()
+            stamp = now
+
+    def read(name: str) -> Tensor:
+        confirm()
+        with safe_open(path, framework="pt") as file:
+            # A tensor of its own: the one that the file hands out is a window into it.
+            tensor: Tensor = file.get_tensor(name).clone()
+        return tensor
+
+    confirm()
+    try:
+        with safe_open(path, framework="pt") as file:
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 – not a dict
+            specs = {n: Spec(tuple(v.get_shape()), _TORCH[v.get_dtype()]) for n, v in views.items()}
+    except (SafetensorError, KeyError) as error:
+        raise RunError(f"{path}: safetensors cannot read it ({error}); update safetensors") from error
+    return LazyTensors(specs, read)
+
+
+def _header(names: list[str], specs: Mapping[str, Spec]) -> bytes:
+    if "__metadata__" in specs:
+        raise ValueError("the name '__metadata__', which the format reserves")
+    entries: dict[str, object] = {}
+    start = 0
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"the name {name!r}")
+        shape, dtype = specs[name]
+        stop = start + torch.Size(shape).numel() * dtype.itemsize
+        entries[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _content(tensor: Tensor, spec: Spec, what: str) -> memoryview:
+    try:
+        if (found := Spec(tuple(tensor.shape), tensor.dtype)) != spec:
+            raise ValueError(f"{found} where {spec} was announced")
+        # The values, not the memory behind a conjugate or negative view
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        # A single entry counts as contiguous whatever its stride, and `view` wants a stride of one.
+        return plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy().data
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise _unfit(what, error) from error
+
+
+def _unfit(what: str, error: Exception) -> RunError:
+    return RunError(f"{what}: expected named dense tensors, found: {error}; convert them first")

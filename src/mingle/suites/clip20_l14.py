@@ -1,0 +1,5 @@
+"""The 20 image tasks for CLIP ViT-L/14."""
+
+from mingle.suites.base_clip import ClipSuite
+
+PLUGIN = ClipSuite("clip20", "large-patch14", __name__)

@@ -1,0 +1,5 @@
+"""The 8 image tasks for CLIP ViT-B/16."""
+
+from mingle.suites.base_clip import ClipSuite
+
+PLUGIN = ClipSuite("clip8", "base-patch16", __name__)
