@@ -142,8 +142,9 @@ def test_places_on_an_axis(values, places, scale):
 def test_sensitivity_has_a_tick_per_value_and_bars_over_orders():
     several, one = sweep((42, 43), **SMALL), sweep((42,), **SMALL)
     written = texts(curves.sensitivity(several, "gamma"))
-    assert [float(text) for text in written if text.replace(".", "").isdigit()][:6] == [0, 0.5, 1, 2, 5, 20]
-    assert {"ACC %", "BWT", "gamma (log scale, zero apart)"} <= set(written)
+    ticks = written[written.index("ACC %") + 1 : written.index("gamma (log scale, zero apart)")]
+    assert ticks == ["0", "0.5", "1", "2", "5", "20"]
+    assert "BWT" in written
     bars = [curves.sensitivity(found, "gamma").count("LineCollection") for found in (several, one)]
     assert bars == [2, 0]
 
