@@ -145,8 +145,8 @@ def test_sensitivity_has_a_tick_per_value_and_bars_over_orders():
     ticks = written[written.index("ACC %") + 1 : written.index("gamma (log scale, zero apart)")]
     assert ticks == ["0", "0.5", "1", "2", "5", "20"]
     assert "BWT" in written
-    bars = [curves.sensitivity(found, "gamma").count("LineCollection") for found in (several, one)]
-    assert bars == [2, 0]
+    bars = [curves.sensitivity(found, "gamma").count("<path") for found in (several, one)]
+    assert bars[0] > bars[1] + 6
 
 
 def test_a_second_key_makes_a_curve_per_value():
