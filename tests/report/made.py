@@ -21,7 +21,6 @@ KINDS = (
     "mlp.fc2",
 )
 CORRUPTIONS = ("motion_blur", "impulse_noise", "gaussian_noise", "pixelate", "spatter", "contrast", "jpeg")
-COSTS = ("seconds", "megabytes", "parameters", "gate_parameters", "images_per_second", "relative_speed")
 
 
 def order(seed, tasks=8):
@@ -58,7 +57,7 @@ def metrics_of(matrix, tasks, mixed):
     }
 
 
-def gates_of(rng, tasks, noise, layers=36):
+def gates_of(rng, tasks, noise, layers):
     """Gates with a diagonal that grows with depth, and leaks below it."""
 
     def value(layer, row, column):
@@ -105,7 +104,7 @@ def settings_of(method, preset, **changes):
     }
 
 
-def details_of(rng, method, matrix, tasks):
+def details_of(rng, method, matrix, tasks, layers):
     """What only the first order keeps."""
     last = dict(zip(tasks, matrix[-1], strict=True))
     said = {
@@ -121,7 +120,7 @@ def details_of(rng, method, matrix, tasks):
         for t in range(len(tasks))
     ]
     seeds = {"source": "glyph8", "selection": "random", "used": [50] * len(tasks)}
-    gates = gates_of(rng, tasks, 0.02)
+    gates = gates_of(rng, tasks, 0.02, layers)
     return found | {"gates": gates, "energy": energy_of(rng, tasks), "losses": losses, "seed_samples": seeds}
 
 
@@ -134,12 +133,12 @@ def row(label, method, preset="default", seeds=(42,), **more):
         "seconds": 1.4,
         "megabytes": 5.1,
         "tasks": 8,
-        "details": True,
+        "layers": 36,
     }
     made |= {name: more.pop(name) for name in tuple(more) if name in made}
     rng = random.Random(label)
     cells = [_cell(rng, method, order(seed, made["tasks"]), seed, made) for seed in seeds]
-    for cell in cells[0 if not made["details"] else 1 :]:
+    for cell in cells[1:]:
         for part in ("examples", "gates", "energy", "losses", "seed_samples"):
             cell.pop(part)
     found = {
@@ -178,7 +177,7 @@ def _cell(rng, method, tasks, seed, made):
         "matrix": matrix,
         "metrics": metrics_of(matrix, tasks, mixed),
         "cost": {**cost, "images_per_second": rng.uniform(800, 860)},
-        **details_of(rng, method, matrix, tasks),
+        **details_of(rng, method, matrix, tasks, made["layers"]),
     }
 
 
@@ -205,11 +204,11 @@ def summed(found):
     }
 
 
-def bounds(tasks=8):
+def bounds(**size):
     """Base and individual models: one order each."""
     return [
-        row("base alone", "pretrained", tasks=tasks, seconds=0.0, megabytes=0.1),
-        row("individual models", "individual", tasks=tasks, seconds=0.1, megabytes=41.0),
+        row("base alone", "pretrained", seconds=0.0, megabytes=0.1, **size),
+        row("individual models", "individual", seconds=0.1, megabytes=41.0, **size),
     ]
 
 
@@ -223,7 +222,7 @@ def _image(rng, truth):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def results(title, rows, columns, seeds=(42,), tasks=8, **more):
+def results(title, rows, columns, seeds=(42,), tasks=8, layers=36, **more):
     """Results of a table."""
     rng = random.Random(1)
     known = TASKS[:tasks]
@@ -244,7 +243,7 @@ def results(title, rows, columns, seeds=(42,), tasks=8, **more):
         "orders": [{"seed": seed, "tasks": order(seed, tasks)} for seed in seeds],
         "samples_per_task": 200,
         "bounds": {"base": {t: BASE[t] for t in known}, "individual": {t: OWN[t] for t in known}},
-        "rows": [*bounds(tasks), *rows],
+        "rows": [*bounds(tasks=tasks, layers=layers), *rows],
         "versions": {"python": "3.11.2", "mingle-merge": "0.1.0", "torch": "2.13.0"},
         "machine": {"system": "Linux x86_64", "cpu": "AVX2", "cores": 2, "threads": 2},
         "created": "2026-11-21T04:00:00+00:00",

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from mingle.report import render_html
+from tests.report.made_tables import EVERY
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = """
@@ -43,13 +44,28 @@ def labels(dom):
 
 
 def test_sorting_works_and_the_policy_refuses_only_what_is_foreign(small, tmp_path):
-    small["rows"] += [small["rows"][2] | {"label": f"other {i}"} for i in range(2)]
+    small["rows"] = small["rows"][:6]
     for row, mixed in zip(small["rows"][2:], (0.7, None, 0.5, 0.6), strict=True):
-        row["metrics"] = row["metrics"] | {"mixed_acc": mixed}
-    page = clicking(render_html(small), "bwt", "mixed_acc", "mixed_acc")
+        row["mean"] |= {"mixed_acc": mixed}
+    page = clicking(render_html([small]), "bwt", "mixed_acc", "mixed_acc")
     page = page.replace("</body>", "<script>document.body.innerHTML = ''</script></body>")
     dom, console = opened(page, tmp_path)
-    assert labels(dom) == ["base alone", "individual models", "other 0", "other 1", "average", "mingle"]
+    assert labels(dom) == ["base alone", "individual models", "ties", "opcm", "average", "task arithmetic"]
     assert re.findall(r'<th[^>]*data-key="(\w+)"[^>]*aria-sort="(\w+)"', dom) == [("mixed_acc", "ascending")]
     assert len(console) == 1
     assert "Content Security Policy" in console[0]
+
+
+@pytest.mark.parametrize("kind", [*EVERY, "several"])
+def test_every_kind_of_page_is_quiet_and_sorts(pages, kind, tmp_path):
+    """No error, no request that the policy would refuse; a click on a column sorts the highest first."""
+    key = "clean" if kind == "pivot" else "acc"
+    dom, console = opened(clicking(pages[kind], key), tmp_path)
+    assert console == []
+    table = re.search(r'<table class="sortable.*?</table>', dom, re.DOTALL)[0]
+    merges = table[table.rindex("<tbody") :]
+    first = re.findall(r'<td data-value="([^"]*)"', merges)[:: table.count("data-key")]
+    values = [float(value) for value in first if value]
+    assert len(values) > 2
+    assert values == sorted(values, reverse=True)
+    assert "" not in first[: len(values)]

@@ -30,19 +30,26 @@ def report(
     from rich.console import Console
 
     from mingle.benchmark import read_results
+    from mingle.errors import ConfigError
     from mingle.report import as_csv, latex, markdown, terminal, write_report
 
-    stored = [read_results(path) for path in results]
     console = Console()
     chosen = form or (Form.terminal if console.is_terminal else Form.markdown)
-    for number, table in enumerate(stored):
+    write = {Form.terminal: terminal, Form.markdown: markdown, Form.latex: latex, Form.csv: as_csv}[chosen]
+    stored = [read_results(path) for path in results]
+    tables = []
+    for path, found in zip(results, stored, strict=True):
+        try:
+            tables.append(write(found))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for number, table in enumerate(tables):
         if number:
             typer.echo()
-        if chosen is Form.terminal:
-            console.print(terminal(table))
+        if isinstance(table, str):
+            typer.echo(table.rstrip("\n"))
         else:
-            write = {Form.markdown: markdown, Form.latex: latex, Form.csv: as_csv}[chosen]
-            typer.echo(write(table).rstrip("\n"))
+            console.print(table)
     if out is not None:
         write_report(stored, out)
         typer.echo(str(out), err=True)

@@ -3,39 +3,68 @@
 import csv
 import io
 import re
-from itertools import pairwise
+from collections.abc import Sequence
 
 from rich import box
-from rich.console import Group
-from rich.padding import Padding
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from mingle.report.columns import columns_of, definitions
+from mingle.report.columns import Column, columns_of, definitions
 from mingle.report.reading import Results, readable
 from mingle.report.table import Line, lines, notes, title, values_used
+
+LABEL = 26
+"""Widest column of labels in a terminal; longer ones take a second line."""
 
 _LEGEND = "not merged models but what they are measured against"
 
 
-def terminal(results: Results) -> Group:
-    """The table for a terminal; base and individual models are set apart from the merges."""
-    results = readable(results)
-    table = Table(title=Text(title(results)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", min_width=14, overflow="fold")
-    for column in columns_of(results):
-        heading = column.title.replace("normalised", "norm.")
-        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
-    found = lines(results)
-    for line, following in pairwise([*found, None]):
-        assert line is not None
-        style = "dim" if line.bound else ""
-        cells = [Text(cell.text, "bold" if cell.best else style) for cell in line.cells]
-        last_bound = line.bound and following is not None and not following.bound
-        table.add_row(Text(_label(line), style), *cells, end_section=last_bound)
-    said = [f"Dim: {_LEGEND}. Bold: best merge.", *notes(results), *values_used(results)]
-    said += [f"{name}: {_meaning(formula, text)}" for name, formula, text in definitions(results)]
-    return Group(table, Padding(Text("\n".join(said), "dim"), (0, 0, 1, 0)))
+class Terminal:
+    """The table for a terminal of any width: columns that do not fit stand in further tables beneath."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = readable(results)
+        self.lines = lines(self.results)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Called by rich."""
+        columns = columns_of(self.results)
+        yield Text(title(self.results), "bold")
+        label = min(LABEL, max(len(_label(line)) for line in self.lines))
+        shown: list[int] = []
+        room = left = options.max_width - label - 3
+        for place, column in enumerate(columns):
+            width = max(_heading(column), *(len(line.cells[place].text) for line in self.lines)) + 3
+            if shown and width > left:
+                yield self._table(columns, shown, label)
+                shown, left = [], room
+            shown.append(place)
+            left -= width
+        yield self._table(columns, shown, label)
+        said = [f"Dim: {_LEGEND}. Bold: best merge.", *notes(self.results), *values_used(self.results)]
+        said += [f"{name}: {_meaning(formula, text)}" for name, formula, text in definitions(self.results)]
+        yield Text("\n".join([*said, ""]), "dim")
+
+    def _table(self, columns: Sequence[Column], shown: Sequence[int], label: int) -> Table:
+        """Some columns; base and individual models are set apart from the merges."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("method", width=label, overflow="fold")
+        for place in shown:
+            table.add_column(columns[place].title, justify="right", min_width=_heading(columns[place]))
+        last_bound = sum(line.bound for line in self.lines) - 1
+        for number, line in enumerate(self.lines):
+            style = "dim" if line.bound else ""
+            cells = [
+                Text(cell.text, "bold" if cell.best else style) for cell in map(line.cells.__getitem__, shown)
+            ]
+            table.add_row(Text(_label(line), style), *cells, end_section=number == last_bound)
+        return table
+
+
+def terminal(results: Results) -> Terminal:
+    """The table for a terminal."""
+    return Terminal(results)
 
 
 def markdown(results: Results) -> str:
@@ -118,6 +147,11 @@ def _label(line: Line) -> str:
     return f"{line.label} ({line.fewer})" if line.fewer else line.label
 
 
+def _heading(column: Column) -> int:
+    """The narrowest width of a column's title: its longest word."""
+    return max(map(len, column.title.split()))
+
+
 def _meaning(formula: str, text: str) -> str:
     return f"{formula}, {text}" if formula else text
 
@@ -160,7 +194,7 @@ _MATH = {
     "individual": r"\mathrm{individual}",
     "Σ": r"\sum",
     "−": "-",
-    "≥": r"\ge ",
+    "≥": r"\geq ",
 }
 
 
