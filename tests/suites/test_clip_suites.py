@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from mingle.benchmark.comparison import Contender, compare
 
 from mingle.backbones.clip import Clip
-from mingle.benchmark.comparison import Contender, compare
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.state import MergeRun
 from mingle.suites import SUITES, LazyImages, locate

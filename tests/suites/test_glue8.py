@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from mingle.benchmark.comparison import Contender, compare
+
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.suites import SUITES
 from mingle.suites.glue8 import SCORES, recipes
