@@ -59,6 +59,29 @@ def test_embeddings_are_means_of_unit_text_features(whole, opened, templates):
     assert (expected @ expected.mT - torch.eye(3)).abs().max() < 0.99
 
 
+def test_configurations_of_the_first_clips_mean_the_same(whole, opened, tmp_path):
+    """They state an end of text (2) that is none; the tower then reads where the largest token is."""
+    folder = shutil.copytree(whole[0], tmp_path / "whole")
+    config = json.loads((folder / "config.json").read_text())
+    legacy = {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "torch_dtype": None,
+        "bad_words_ids": None,
+        "do_sample": False,
+        "max_length": 20,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+        "transformers_version": "4.16.0.dev0",
+        "_name_or_path": "",
+    }
+    config["text_config"] |= legacy
+    (folder / "config.json").write_text(json.dumps(config))
+    found = BACKBONE.zero_shot_head(BACKBONE.open(folder), CLASSES, TEMPLATES)
+    expected = BACKBONE.zero_shot_head(opened, CLASSES, TEMPLATES)
+    assert torch.equal(found.tensors["class_embeddings"], expected.tensors["class_embeddings"])
+
+
 def test_default_template(opened):
     given = BACKBONE.zero_shot_head(opened, CLASSES, ["a photo of a {}."])
     assert torch.equal(

@@ -84,6 +84,21 @@ def test_it_computes_what_transformers_computes(family, request, monkeypatch):
     assert write(ours, inputs).tolist() == ours.generate(**inputs, max_new_tokens=6).tolist() == written
 
 
+@torch.no_grad()
+def test_configurations_of_older_versions_mean_the_same(zoo, base, tmp_path):
+    """Flan-T5 on the Hub says ``tie_word_embeddings: false``; newer versions write another key instead."""
+    folder = shutil.copytree(zoo / "base", tmp_path / "base")
+    config = json.loads((folder / "config.json").read_text())
+    assert config.pop("scale_decoder_outputs") is False
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    older = BACKBONE.open(folder)
+    BACKBONE.check_family(BACKBONE.open(zoo / "task1"), older)
+    inputs = BACKBONE.prepare(sentences(3, 2), older) | {"decoder_input_ids": torch.tensor([[0, 3]] * 2)}
+    model = BACKBONE.build(older)
+    assert torch.equal(model(**inputs).logits, base.model()(**inputs).logits)
+    assert not any(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("family", ["zoo", "tied"])
 def test_shared_embeddings_are_one_tensor(family, request):
     opened = BACKBONE.open(request.getfixturevalue(family) / "base")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from mingle.benchmark.comparison import Contender, compare
 
 from mingle.backbones.clip import Clip
+from mingle.benchmark import Contender, InProcess, Table, run_table
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.state import MergeRun
 from mingle.suites import SUITES, LazyImages, locate
@@ -149,14 +149,16 @@ def test_folders_that_are_no_classes(tmp_path, no_cache, suite, monkeypatch):
         suite.test("dtd")
 
 
-def test_a_whole_comparison(root, suite, tmp_path):
+def test_a_whole_benchmark(root, tmp_path, monkeypatch):
     """Models, heads, seeds and scores of a recipe go through the same code as the shipped suite's."""
+    monkeypatch.setitem(recipes().groups, "clip8", ("eurosat", "sun397"))
     options = {"steps": 2, "rank": 4, "seeds_in_all": 8}
-    contenders = [Contender("average", "average"), Contender("mingle", "mingle", options=options)]
-    found = compare(suite, contenders, tmp_path / "runs", order=["eurosat", "sun397"], limit=9)
-    assert [row["label"] for row in found["rows"]] == ["average", "mingle"]
-    assert [len(row) for row in found["rows"][1]["matrix"]] == [1, 2]
-    assert found["rows"][1]["seed_samples"]["used"] == [8, 8]
+    rows = (Contender("average", "average"), Contender("mingle", "mingle", options=options))
+    found = run_table(Table("Quick", rows), "clip8", InProcess(), tmp_path, orders=(42,), samples=9)
+    cells = {row["label"]: row["cells"][0] for row in found["rows"]}
+    assert [cell["status"] for cell in cells.values()] == ["done"] * 4
+    assert [len(row) for row in cells["mingle"]["matrix"]] == [1, 2]
+    assert cells["mingle"]["seed_samples"]["used"] == [8, 8]
     truths = {example["truth"] for example in found["examples"]}
     assert truths < {*recipes().tasks["eurosat"].classes, "abbey", "bow window", "zoo"}
     json.dumps(found, allow_nan=False)
@@ -188,8 +190,10 @@ def test_everything_that_is_missing_is_listed_at_once(no_cache, suite, monkeypat
     assert "`hf download --repo-type dataset tanganke/sun397`" in lines[2]
     assert "$MINGLE_DATA/sun397" in lines[2]
     with pytest.raises(ConfigError, match="5 things to fetch first") as error:
-        compare(suite, [], tmp_path / "runs", order=["sun397", "mnist"])
+        suite.check(["sun397", "mnist"])
     assert all(line in str(error.value) for line in lines)
+    with pytest.raises(ConfigError, match="is not complete: model openai/clip-vit-base-patch32"):
+        run_table(Table("Quick", ()), "clip8", InProcess(), tmp_path / "runs", orders=(42,))
     assert not (tmp_path / "runs").exists()
 
 

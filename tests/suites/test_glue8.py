@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from mingle.benchmark.comparison import Contender, compare
 
+from mingle.benchmark import Contender, InProcess, Table, run_table
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.suites import SUITES
-from mingle.suites.glue8 import SCORES, recipes
+from mingle.suites.glue8 import SCORES, GlueSuite, recipes
 
 from ..backbones.t5 import answer, sentences, write_t5
 from .fake_clip import into_hub_cache
@@ -103,15 +103,16 @@ def test_seeds_are_of_the_training_split(root, suite):
     assert not set(suite.seeds("sst2")) & set(suite.test("sst2")[0])
 
 
-def test_a_whole_comparison(root, suite, tmp_path, monkeypatch):
+def test_a_whole_benchmark(root, tmp_path, monkeypatch):
     monkeypatch.setattr("mingle.backbones.seq2seq.MAX_NEW_TOKENS", 4)
+    monkeypatch.setattr(GlueSuite, "tasks", ("sst2", "cola"))
     options = {"steps": 2, "rank": 4, "seeds_in_all": 6}
-    contenders = [Contender("average", "average"), Contender("mingle", "mingle", "text", options)]
-    found = compare(suite, contenders, tmp_path / "runs", order=["sst2", "cola"])
-    assert [row["preset"] for row in found["rows"]] == ["default", "text"]
-    assert [len(row) for row in found["rows"][1]["matrix"]] == [1, 2]
-    assert found["rows"][1]["seed_samples"]["used"] == [6, 6]
-    assert found["examples"] == []
+    rows = (Contender("average", "average"), Contender("mingle", "mingle", "text", options))
+    found = run_table(Table("Quick", rows), "glue8", InProcess(), tmp_path / "out", orders=(42,))
+    cells = {row["label"]: row["cells"][0] for row in found["rows"]}
+    assert [cell["status"] for cell in cells.values()] == ["done"] * 4
+    assert [len(row) for row in cells["mingle"]["matrix"]] == [1, 2]
+    assert cells["mingle"]["seed_samples"]["used"] == [6, 6]
     json.dumps(found, allow_nan=False)
 
 

@@ -8,9 +8,7 @@ Shapes: N texts of S tokens; L tokens of the answer; V words of the vocabulary. 
 pool, and second moments add, real tokens only, those of the encoder where a layer reads its states.
 """
 
-import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mingle.backbones._names import distinct, read_names
+from mingle.backbones._texts import text_bytes, tokenizer
 from mingle.backbones.base_backbone import (
     FORWARD_BATCH,
     Backbone,
@@ -154,7 +153,7 @@ class Seq2seq(Backbone):
 
     def classify(self, features: Tensor, head: Head) -> Tensor:
         """1 where an answer is exactly the text of a class, else 0: (N, C)."""
-        answers = _bytes([name.strip() for name in head.classes]).to(features.device)
+        answers = text_bytes([name.strip() for name in head.classes]).to(features.device)
         wide = max(features.shape[1], answers.shape[1])
         both = [pad(texts, (0, wide - texts.shape[1])) for texts in (features, answers)]
         return (both[0][:, None] == both[1][None]).all(-1).float()
@@ -240,21 +239,6 @@ def write(model: nn.Module, batch: Batch) -> Tensor:
     return tokens
 
 
-@lru_cache(maxsize=4)
-def tokenizer(folder: str) -> Any:  # noqa: ANN401 – a class of transformers
-    """The tokenizer beside a model. Raises CheckpointError."""
-    from transformers import PreTrainedTokenizerFast
-
-    try:
-        found: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: no readable tokenizer.json beside the model ({error})") from error
-    if found.pad_token is None:
-        raise CheckpointError(f"{folder}: the tokenizer names no padding token")
-    found.padding_side = "right"
-    return found
-
-
 def _config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
     from transformers import T5Config
 
@@ -285,7 +269,7 @@ def _drop_masks(stack: nn.Module, args: tuple[Any, ...], output: object) -> None
 def _texts(model: nn.Module, written: Tensor) -> Tensor:
     config: Any = model.config
     words = tokenizer(str(config.name_or_path))
-    return _bytes([text.strip() for text in words.batch_decode(written[:, 1:], skip_special_tokens=True)])
+    return text_bytes([text.strip() for text in words.batch_decode(written[:, 1:], skip_special_tokens=True)])
 
 
 def _until_end(model: nn.Module, tokens: Tensor) -> Tensor:
@@ -293,14 +277,6 @@ def _until_end(model: nn.Module, tokens: Tensor) -> Tensor:
     config: Any = model.config
     ends = torch.eq(tokens, config.eos_token_id).long()
     return (ends.cumsum(1) - ends == 0).long()
-
-
-def _bytes(texts: Sequence[str]) -> Tensor:
-    encoded = [text.encode() for text in texts]
-    wide = max(map(len, encoded), default=0)
-    return torch.tensor([[*text, *[0] * (wide - len(text))] for text in encoded], dtype=torch.uint8).reshape(
-        len(encoded), wide
-    )
 
 
 PLUGIN = Seq2seq
