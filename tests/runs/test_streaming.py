@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 import mingle
 from mingle.errors import DivergedError
 from mingle.methods import METHODS, Arrival
-from mingle.methods.base_weights import WeightsMethod
+from mingle.methods.base_streaming import StreamingMethod
 from mingle.weights import Checkpoint
 
 QUICK = {"steps": 2}
-NAMES = [name for name in METHODS.names() if issubclass(METHODS.get(name), WeightsMethod)]
+NAMES = [name for name in METHODS.names() if issubclass(METHODS.get(name), StreamingMethod)]
 
 
 def start(path, zoo, name, **changes):

@@ -15,7 +15,7 @@ from mingle.methods._seed_samples import (
     minimise_entropy,
 )
 from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
-from mingle.methods.base_trained_weights import TrainedWeightsMethod
+from mingle.methods.base_weights import WeightsMethod
 from mingle.weights import task_vector
 
 
@@ -33,7 +33,7 @@ class AdamergingOptions(SeedOptions):
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": {"start": "base"} | REFERENCE_SEEDS}
 
 
-class Adamerging(TrainedWeightsMethod[AdamergingOptions]):
+class Adamerging(WeightsMethod[AdamergingOptions]):
     """``θ ← θ_start + Σ_l λ_l Δt_l``, one λ per parameter tensor, trained to minimise entropy on the seeds.
 
     θ_start is the merged model, or θ0 as in the released continual code, which so keeps the newest task

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mingle.config import Options
 from mingle.methods.base_method import Base, Progress
-from mingle.methods.base_weights import Plan, Sources, Versions, WeightsMethod
+from mingle.methods.base_streaming import Plan, Sources, StreamingMethod, Versions
 
 
 class LinearOptions(Options):
@@ -26,7 +26,7 @@ class LinearOptions(Options):
 LinearOptionsT = TypeVar("LinearOptionsT", bound=LinearOptions)
 
 
-class SitesMethod(WeightsMethod[LinearOptionsT], Generic[LinearOptionsT]):
+class SitesMethod(StreamingMethod[LinearOptionsT], Generic[LinearOptionsT]):
     """A method that has to know which tensors are weights of Linears."""
 
     options_type: ClassVar[type[Options]] = LinearOptions

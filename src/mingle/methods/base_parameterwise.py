@@ -6,10 +6,10 @@ from typing import Generic
 from torch import Tensor
 
 from mingle.methods.base_method import OptionsT, Progress
-from mingle.methods.base_weights import Plan, Sources, WeightsMethod
+from mingle.methods.base_streaming import Plan, Sources, StreamingMethod
 
 
-class ParameterwiseMethod(WeightsMethod[OptionsT], Generic[OptionsT]):
+class ParameterwiseMethod(StreamingMethod[OptionsT], Generic[OptionsT]):
     """``θ ← merge(θ0, θ, θt, t)`` for each tensor of the model."""
 
     @abstractmethod

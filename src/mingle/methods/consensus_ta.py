@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mingle.config import Options
 from mingle.methods.base_method import Progress
-from mingle.methods.base_weights import Plan, Sources, Versions, WeightsMethod, lazily
+from mingle.methods.base_streaming import Plan, Sources, StreamingMethod, Versions, lazily
 
 
 class ConsensusOptions(Options):
@@ -23,7 +23,7 @@ class ConsensusOptions(Options):
     masks: Literal["accumulated", "newest"] = "accumulated"
 
 
-class ConsensusTa(WeightsMethod[ConsensusOptions]):
+class ConsensusTa(StreamingMethod[ConsensusOptions]):
     """``θ ← θ + λ · k_t ∘ ((θ − θ0) + Δt)``; the first task is ``θ0 + λ Δ1``.
 
     ``mask_t = |θ0 − θt| > threshold · |θ + Δt − θt|``. ``masks="accumulated"``: ``k_t = [Σ_{i≤t} mask_i ≥

@@ -3,7 +3,7 @@
 from torch import nn
 
 from mingle.methods.base_method import Arrival, Method, NoOptions, Progress, State, Step, silent
-from mingle.methods.base_weights import Sources, lazily
+from mingle.methods.base_streaming import Sources, lazily
 
 
 class Individual(Method[NoOptions]):

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mingle.methods.base_linearwise import LinearOptions, LinearwiseMethod, adam
-from mingle.methods.base_weights import Versions
+from mingle.methods.base_streaming import Versions
 from mingle.subspace import truncated_svd
 
 

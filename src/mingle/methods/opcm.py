@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mingle.methods.base_linearwise import LinearOptions, SitesMethod
 from mingle.methods.base_method import Progress
-from mingle.methods.base_weights import Plan, Sources, Versions
+from mingle.methods.base_streaming import Plan, Sources, Versions
 from mingle.subspace import Projection, project_delta, truncated_svd
 
 

@@ -11,7 +11,7 @@ from mingle.config import Options
 from mingle.methods._mingle_options import REFERENCE_WIDTH
 from mingle.methods._seed_samples import cross_entropy_on, derived_generator, require_labels, seed_report
 from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
-from mingle.methods.base_trained_weights import TrainedWeightsMethod
+from mingle.methods.base_weights import WeightsMethod
 
 
 class SequentialOptions(Options):
@@ -26,7 +26,7 @@ class SequentialOptions(Options):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class Sequential(TrainedWeightsMethod[SequentialOptions]):
+class Sequential(WeightsMethod[SequentialOptions]):
     """``θt = argmin over θ of the cross-entropy on task t's labelled samples``, from θ(t−1), by AdamW.
 
     Trains every tensor but those a fine-tuned checkpoint may leave out (a CLIP's projection). Of the arriving

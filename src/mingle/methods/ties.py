@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mingle.config import Options
 from mingle.methods.base_method import Progress
-from mingle.methods.base_weights import Plan, Sources, Versions, WeightsMethod
+from mingle.methods.base_streaming import Plan, Sources, StreamingMethod, Versions
 
 CHUNK = 2**22
 """Entries that are counted at once."""
@@ -23,7 +23,7 @@ class TiesOptions(Options):
     density: float = Field(0.2, gt=0, le=1)
 
 
-class Ties(WeightsMethod[TiesOptions]):
+class Ties(StreamingMethod[TiesOptions]):
     """``θ ← θ + λ Σ_v v̂ ∘ [sign v̂ = s]`` over the vectors v = θ − θ0 and Δt; the first task is ``θ0 + λ
     Δ1``.
 
