@@ -140,7 +140,7 @@ def test_divergence_is_refused(merge, name):
 
 def test_width_rules_and_defaults(base):
     seq = METHODS.get("mingle_seq").with_preset().settings(base)
-    assert (seq["rank"], seq["lr"], seq["steps"], seq["batch_size"]) == (16, 2.4e-3, 500, 16)
+    assert (seq["rank"], seq["lr"], seq["steps"], seq["batch_size"]) == (16, 1e-4, 500, 16)
     assert seq["null_space"] == "hard"
     assert METHODS.get("sequential").with_preset().settings(base)["lr"] == 5.76e-3
     assert build("sequential", lr=0.5).settings(base)["lr"] == 0.5

@@ -390,14 +390,9 @@ def test_width_rule(base, monkeypatch):
     for width in (32, 192, 512, 768, 1024):
         monkeypatch.setattr(Clip, "width", lambda self, model, width=width: width)
         settings = METHODS.get("mingle").with_preset().settings(base)
-        found[width] = (settings["rank"], settings["lr"])
-    assert found == {
-        32: (16, 2.4e-3),
-        192: (16, 4e-4),
-        512: (42, 1.5e-4),
-        768: (64, 1e-4),
-        1024: (64, 1e-4),
-    }
+        found[width] = settings["rank"]
+        assert settings["lr"] == 1e-4
+    assert found == {32: 16, 192: 16, 512: 42, 768: 64, 1024: 64}
     chosen = METHODS.get("mingle").with_preset(changes={"rank": 3, "lr": 0.5}).settings(base)
     assert (chosen["rank"], chosen["lr"]) == (3, 0.5)
 

@@ -13,7 +13,7 @@ from mingle.methods.base_method import Base
 from mingle.subspace import Basis, Projection
 
 REFERENCE_WIDTH = 768
-"""The width that the paper's lr and rank belong to."""
+"""The width that the paper's rank belongs to."""
 
 
 class ExpertOptions(Options):
@@ -28,10 +28,7 @@ class ExpertOptions(Options):
 
 
 class GateOptions(ExpertOptions):
-    """How gates are trained and what protects the earlier tasks from them.
-
-    ``lr`` left out follows the width too: ``lr = 1e-4 · max(1, 768/d)``.
-    """
+    """How gates are trained and what protects the earlier tasks from them."""
 
     gate_reduction: GateReduction = "sample"
     gate_init: Literal["zeros", "normal"] = "zeros"
@@ -43,7 +40,7 @@ class GateOptions(ExpertOptions):
     directions: int = Field(3, ge=0)
     basis: Basis = "rank_revealing"
     steps: int = Field(50, ge=0)
-    lr: float | None = Field(None, gt=0)
+    lr: float = Field(1e-4, gt=0)
     batch_size: int = Field(16, ge=1)
 
 
@@ -68,28 +65,25 @@ class MingleOptions(GateOptions):
 
 
 class ResolvedOptions(MingleOptions):
-    """Options with the rank and lr that are used for a model."""
+    """Options with the rank that is used for a model."""
 
     rank: int = Field(ge=1)
-    lr: float = Field(gt=0)
 
 
-def width_rule(base: Base) -> tuple[int, float]:
-    """Rank and lr for the base's width d: ``clamp(64·d/768, 16, 64)`` and ``1e-4 · max(1, 768/d)``."""
+def width_rule(base: Base) -> int:
+    """Rank for the base's width d: ``clamp(64·d/768, 16, 64)``."""
     width = base.backbone.width(base.backbone.skeleton(base.checkpoint))
-    rank = min(max(64 * width // REFERENCE_WIDTH, 16), 64)
-    return rank, round(1e-4 * max(1.0, REFERENCE_WIDTH / width), 7)
+    return min(max(64 * width // REFERENCE_WIDTH, 16), 64)
 
 
 def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
-    """Mingle's options as far as these name them, the rest at its defaults, rank and lr by the width rule.
+    """Mingle's options as far as these name them, the rest at its defaults, rank by the width rule.
 
     Raises UnknownNameError for the sites.
     """
     base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
-    rank, lr = width_rule(base)
     chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
-    return ResolvedOptions.model_validate({"rank": rank, "lr": lr} | chosen)
+    return ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
 
 
 PAPER: dict[str, Any] = {
@@ -113,7 +107,7 @@ REFERENCE = PAPER | {
     "gate_init": "normal",
     "loss": "soft_ce",
 }
-"""What the released code computes; rank and lr still follow the width rule (its 64 and 1e-4 at d ≥ 768)."""
+"""What the released code computes; the rank still follows the width rule (its 64 at d ≥ 768)."""
 
 TEXT: dict[str, Any] = {"lr": 1e-3, "batch_size": 8, "seeds_in_all": 100}
 """The paper's settings for text models; an answer vocabulary has no fixed number of classes to count by."""

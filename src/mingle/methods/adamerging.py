@@ -22,7 +22,7 @@ from mingle.weights import task_vector
 class AdamergingOptions(SeedOptions):
     """``start``: what the task vector is added to – the ``merged`` model, or the ``base`` at every task.
 
-    ``lr`` follows no width rule: a coefficient is a share of a task vector, whatever the model's width.
+    ``lr`` is the same at every width: a coefficient is a share of a task vector.
     """
 
     start: Literal["merged", "base"] = "merged"

@@ -7,7 +7,7 @@ stay where it is until then.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple
 
@@ -30,6 +30,11 @@ class Versions(NamedTuple):
     def vectors(self) -> tuple[Tensor, Tensor]:
         """The merged vector ``θ − θ0`` and the task vector ``Δt = θt − θ0``."""
         return self.merged - self.base, self.new - self.base
+
+    def parts(self, size: int) -> "Iterator[Versions]":
+        """The same in flat parts of at most ``size`` entries, for formulas with many intermediate results."""
+        flat = (torch.split(tensor.reshape(-1), size) for tensor in self)
+        return map(Versions._make, zip(*flat, strict=True))
 
 
 @dataclass(frozen=True)

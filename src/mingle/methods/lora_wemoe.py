@@ -28,11 +28,11 @@ class LoraWemoe(WemoeMethod[LoraWemoeOptions]):
 
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used."""
-        return super().settings(base) | {"rank": self.options.rank or width_rule(base)[0]}
+        return super().settings(base) | {"rank": self.options.rank or width_rule(base)}
 
     def expert(self, delta: Tensor, base: Base) -> dict[str, Tensor]:
         """The factors of its best approximation of rank r."""
-        rank = self.options.rank or width_rule(base)[0]
+        rank = self.options.rank or width_rule(base)
         expert, _ = build_expert(delta, [], rank=rank, projection="none")
         return {"A": expert.A, "B": expert.B}
 

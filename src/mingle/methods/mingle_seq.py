@@ -51,7 +51,7 @@ class MingleSeq(Method[MingleSeqOptions]):
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used. Raises UnknownNameError for the sites."""
         used = resolve(self.options, base)
-        return self.options.model_dump() | {"rank": used.rank, "lr": used.lr}
+        return self.options.model_dump() | {"rank": used.rank}
 
     def update(self, state: State, arrival: Arrival, progress: Progress = silent) -> State:
         """Trains the task's experts and gates, then protects what the task uses.

@@ -11,7 +11,7 @@ from mingle.methods.base_method import Progress
 from mingle.methods.base_streaming import Plan, Sources, StreamingMethod, Versions
 
 CHUNK = 2**22
-"""Entries that are counted at once."""
+"""Entries that are counted and merged at once."""
 
 
 class TiesOptions(Options):
@@ -46,18 +46,21 @@ class Ties(StreamingMethod[TiesOptions]):
         searches = [MagnitudeSearch(keep, dtype) for _ in range(2)]
 
         def look(_: str, versions: Versions) -> None:
-            for search, vector in zip(searches, versions.vectors(), strict=True):
-                search.count(vector)
+            for part in versions.parts(CHUNK):
+                for search, vector in zip(searches, part.vectors(), strict=True):
+                    search.count(vector)
 
         for number in range(searches[0].passes):
             sources.visit(look, f"threshold, pass {number + 1}", progress)
             for search in searches:
                 search.narrow()
         thresholds = [search.magnitude for search in searches]
-        return Plan(
-            lambda _, v: v.merged + scale * _disjoint_sum(v, thresholds),
-            {"thresholds": [float(threshold) for threshold in thresholds]},
-        )
+
+        def merge(_: str, versions: Versions) -> Tensor:
+            parts = [v.merged + scale * _disjoint_sum(v, thresholds) for v in versions.parts(CHUNK)]
+            return torch.cat(parts).reshape(versions.base.shape)
+
+        return Plan(merge, {"thresholds": [float(threshold) for threshold in thresholds]})
 
 
 class MagnitudeSearch:
@@ -77,11 +80,10 @@ class MagnitudeSearch:
 
     def count(self, values: Tensor) -> None:
         """Takes notice of some of the numbers; every pass must see all of them."""
-        for chunk in torch.split(values.reshape(-1), CHUNK):
-            bits = chunk.abs().view(self._bits).long()
-            # A shift by all 64 bits would be undefined; the sign bit that 63 leave over is zero.
-            bits = bits[bits >> min(self._shift, 63) == self._found]
-            self._counts += (bits >> self._shift - 16 & 0xFFFF).bincount(minlength=2**16)
+        bits = values.reshape(-1).abs().view(self._bits).long()
+        # A shift by all 64 bits would be undefined; the sign bit that 63 leave over is zero.
+        bits = bits[bits >> min(self._shift, 63) == self._found]
+        self._counts += (bits >> self._shift - 16 & 0xFFFF).bincount(minlength=2**16)
 
     def narrow(self) -> None:
         """Ends a pass."""

@@ -10,8 +10,8 @@ WHOLE = {"projection": "none", "vectors": "gated"}
 
 VARIANTS: tuple[Mapping[str, Any], ...] = (
     {},
-    {"lr": 1e-4},
     {"lr": 2.4e-4},
+    {"lr": 6e-4},
     {"projection": "none"},
     {"projection": "block+diagonal"},
     {"projection": "complement"},
@@ -22,9 +22,7 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (
     {"gamma": 0.0},
     {"directions": 10},
     WHOLE,
-    {**WHOLE, "lr": 2.4e-4},
-    {**WHOLE, "lr": 1e-4},
-    {**WHOLE, "gamma": 0.0},
+    {**WHOLE, "lr": 6e-4},
     {**WHOLE, "gamma": 0.0, "directions": 10},
 )
 
