@@ -16,8 +16,10 @@ from mingle.evaluation import (
     individual_accuracies,
     mixed_accuracy,
     normalised_accuracy,
+    relative_metrics,
     scored_tasks,
 )
+from mingle.evaluation.final import final_metrics
 from mingle.state import MergeRun
 from mingle.suites import RawSamples, open_suite
 
@@ -48,7 +50,7 @@ def start(path, suite, zoo, method="mingle", preset="default", tasks=TASKS, **op
 def score(run, suite, base, **more):
     tests = scored_tasks(suite, TASKS, base)
     individual = individual_accuracies(suite, base, tests)
-    return evaluate_run(run, tests, individual, **more), tests, individual
+    return evaluate_run(run, tests, **more), tests, individual
 
 
 def test_samples_that_were_seeds_are_not_scored(tmp_path, overlapping, zoo, base):
@@ -66,12 +68,17 @@ def test_samples_that_were_seeds_are_not_scored(tmp_path, overlapping, zoo, base
         assert torch.equal(left[task].labels, test.labels[places])
     expected = accuracy_matrix(run.method, run.state, left)
     assert found.matrix == expected
+    further, _ = final_metrics(run.method, run.state, left, used=())
     assert found.metrics == {
         "acc": average_accuracy(expected),
         "bwt": backward_transfer(expected),
-        "fwt": forward_transfer(expected, list(individual.values())),
-        "normalised_acc": normalised_accuracy(expected, list(individual.values())),
         "mixed_acc": mixed_accuracy(run.method, run.state, left),
+        **further,
+    }
+    own = list(individual.values())
+    assert relative_metrics(expected, own) == {
+        "fwt": forward_transfer(expected, own),
+        "normalised_acc": normalised_accuracy(expected, own),
     }
 
 
@@ -80,6 +87,11 @@ def test_samples_that_were_seeds_are_scored_where_the_protocol_says_so(tmp_path,
     found, tests, _ = score(run, overlapping, base)
     assert found.seed_samples["excluded_from_score"] == 0
     assert found.matrix == accuracy_matrix(run.method, run.state, tests)
+    used = {i for step in run.state.steps for i in step.report["seeds"]["ids"]}
+    left = {task: test.without(used) for task, test in tests.items()}
+    unseen = average_accuracy(accuracy_matrix(run.method, run.state, left))
+    assert found.metrics["unseen_acc"] == pytest.approx(unseen)
+    assert found.metrics["acc"] != pytest.approx(unseen)
 
 
 def test_only_seeds_that_were_drawn_are_left_out(tmp_path, overlapping, zoo, base):
@@ -105,7 +117,9 @@ def test_results_are_plain_values_with_everything_needed(tmp_path, overlapping, 
         assert sum(energy[p] for p in ("kept", "projection", "rank", "not_merged")) == pytest.approx(1)
     assert found.gates["experts"] == list(TASKS)
     assert found.bytes == run.size_bytes() > 0
-    assert found.seconds == pytest.approx(sum(run.info(task)["seconds"] for task in TASKS))
+    assert found.step_seconds == [run.info(task)["seconds"] for task in TASKS]
+    assert found.samples_per_task == 19
+    assert found.cost["images_per_second"] > 0
 
 
 @pytest.mark.parametrize("method", ["individual", "average", "pretrained"])
@@ -117,9 +131,9 @@ def test_methods_without_seeds_gates_or_experts(tmp_path, overlapping, zoo, base
     assert found.one_model == (method != "individual")
     if method == "individual":
         assert found.matrix[-1] == list(individual.values())
-        assert found.metrics["normalised_acc"] == pytest.approx(1)
         assert found.metrics["mixed_acc"] is None
-        assert found.metrics["fwt"] == 0
+        own = relative_metrics(found.matrix, list(individual.values()))
+        assert own == {"fwt": 0, "normalised_acc": pytest.approx(1)}
 
 
 def test_label_says_the_preset_unless_it_is_the_default(tmp_path, overlapping, zoo, base):
