@@ -123,3 +123,12 @@ def test_table1_has_every_method_that_does_not_train_on_labels():
     present = {row.method for row in TABLES.get("table1").contenders} | {"pretrained", "individual"}
     unlabelled = {n for n in METHODS.names() if not METHODS.get(n).with_preset().needs_labels}
     assert present == unlabelled
+
+
+def test_rows_follow_the_preset_of_the_family_where_they_name_none():
+    row = Contender("mingle", "mingle")
+    assert row.under("text").preset == "text"
+    assert row.under("text").build(8).options.seeds_in_all == 100
+    assert row.under("default") == row
+    assert Contender("a", "mingle", "paper").under("text").preset == "paper"
+    assert Contender("a", "average").under("text").preset == "default"

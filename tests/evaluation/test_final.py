@@ -96,10 +96,10 @@ def test_parameters_are_the_base_the_experts_and_the_gates(base, shared_suite):
     method, state = merged(base, open_suite(shared_suite), "mingle", steps=1, rank=4)
     own = sum(tensor.numel() for tensor in base.tensors.values())
     experts = sum(t.numel() for step in state.steps for t in step.tensors["experts"].values())
-    # Two blocks: q, k, v, out and fc1 read 32 numbers, fc2 reads 48; one bias each; three tasks.
-    gates = 3 * 2 * (5 * 33 + 49)
+    # Two blocks: q, k, v, out and fc1 read 32 numbers, fc2 reads 48; one bias each.
+    gates = 2 * (5 * 33 + 49)
     assert parameters(method.model(state)) == {
-        "parameters": own + experts + gates,
+        "parameters": own + experts + 3 * gates,
         "gate_parameters": gates,
     }
     assert parameters(base.model()) == {"parameters": own, "gate_parameters": 0}

@@ -189,10 +189,10 @@ def test_everything_that_is_missing_is_listed_at_once(no_cache, suite, monkeypat
     assert "`hf download openai/clip-vit-base-patch32`" in lines[0]
     assert "`hf download --repo-type dataset tanganke/sun397`" in lines[2]
     assert "$MINGLE_DATA/sun397" in lines[2]
-    with pytest.raises(ConfigError, match="5 things to fetch first") as error:
+    with pytest.raises(ConfigError, match="5 to fetch first") as error:
         suite.check(["sun397", "mnist"])
     assert all(line in str(error.value) for line in lines)
-    with pytest.raises(ConfigError, match="is not complete: model openai/clip-vit-base-patch32"):
+    with pytest.raises(ConfigError, match=r"17 to fetch first:\n  - model openai/clip-vit-base-patch32"):
         run_table(Table("Quick", ()), "clip8", InProcess(), tmp_path / "runs", orders=(42,))
     assert not (tmp_path / "runs").exists()
 

@@ -123,7 +123,7 @@ def test_everything_that_is_missing_is_listed_at_once(root, suite):
     assert lines[0].startswith("data of 'cola' (train): `hf download --repo-type dataset nyu-mll/glue`")
     assert lines[1].startswith("model tanganke/flan-t5-base_glue-rte (rte): `hf download")
     assert lines[2].startswith("data of 'rte' (test and train): ")
-    with pytest.raises(ConfigError, match="3 things to fetch first"):
+    with pytest.raises(ConfigError, match="3 to fetch first"):
         suite.check(["sst2", "cola", "rte"])
 
 

@@ -55,6 +55,9 @@ class Lesson:
 class Backbone(ABC):
     """One family of models. A method sees layers and logits through it, never images or text."""
 
+    preset: ClassVar[str] = "default"
+    """The preset of a method that benchmarks use for this family, where the method has it."""
+
     optional: ClassVar[Collection[str]] = ()
     """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
 

@@ -58,6 +58,8 @@ DECISIVE = (
 class Seq2seq(Backbone):
     """T5ForConditionalGeneration; the tokenizer (``tokenizer.json``) lies beside the base."""
 
+    preset = "text"
+
     def canonical_name(self, stored_name: str) -> str | None:
         """Skips the second names of the shared embedding; a stored ``lm_head`` is a tensor of its own."""
         return None if stored_name in (*ALIASES, UNUSED) else stored_name

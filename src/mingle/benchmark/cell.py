@@ -39,11 +39,12 @@ def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent)
 
 def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     suite = _suite(cell.suite)
-    if suite_fingerprint(cell.suite) != cell.fingerprint:
+    tasks = tuple(task for task in suite.tasks if task in cell.tasks)
+    if combined(checkpoint_fingerprints(cell.suite, tasks)) != cell.fingerprint:
         raise ConfigError(f"suite {cell.suite!r} on this machine is not the one the benchmark started with")
     with tempfile.TemporaryDirectory(prefix="mingle-cell-") as temporary:
         run = _merge(cell, suite, folder or Path(temporary) / "run", progress)
-        tests = _tests(cell.suite, cell.samples, cell.corruption)
+        tests = _tests(cell.suite, tasks, cell.samples, cell.corruption)
         scored = {task: tests[task] for task in cell.tasks}
         evaluation = evaluate_run(run, scored, progress=progress)
         examples = example_predictions(run, suite, scored)
@@ -57,17 +58,17 @@ def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     }
 
 
-def suite_fingerprint(suite: str) -> str:
-    """sha256 over base and checkpoints of a suite; read once per process."""
-    return hashlib.sha256("\n".join(checkpoint_fingerprints(suite).values()).encode()).hexdigest()
+def combined(fingerprints: Mapping[str, str]) -> str:
+    """One sha256 over the fingerprints of base and checkpoints, in the suite's order."""
+    return hashlib.sha256("\n".join(fingerprints.values()).encode()).hexdigest()
 
 
 @lru_cache(maxsize=4)
-def checkpoint_fingerprints(suite: str) -> Mapping[str, str]:
-    """Fingerprint of the base (under ``base``) and of every task's checkpoint."""
+def checkpoint_fingerprints(suite: str, tasks: tuple[str, ...]) -> Mapping[str, str]:
+    """Fingerprint of the base (under ``base``) and of some tasks' checkpoints; read once per process."""
     opened = _suite(suite)
     backbone = BACKBONES.get(opened.backbone)()
-    sources = {"base": opened.base} | {task: opened.checkpoint(task) for task in opened.tasks}
+    sources = {"base": opened.base} | {task: opened.checkpoint(task) for task in tasks}
     return {name: backbone.open(source).fingerprint for name, source in sources.items()}
 
 
@@ -77,11 +78,13 @@ def _suite(suite: str) -> Suite:
 
 
 @lru_cache(maxsize=2)
-def _tests(suite: str, samples: int | None, corruption: Corruption | None) -> dict[str, ScoredTask]:
+def _tests(
+    suite: str, tasks: tuple[str, ...], samples: int | None, corruption: Corruption | None
+) -> dict[str, ScoredTask]:
     opened = _suite(suite)
     backbone = BACKBONES.get(opened.backbone)()
     base = Base(backbone, backbone.open(opened.base))
-    tests = scored_tasks(opened, opened.tasks, base, samples)
+    tests = scored_tasks(opened, tasks, base, samples)
     if corruption is None:
         return tests
     return {task: replace(test, samples=_corrupted(test.samples, corruption)) for task, test in tests.items()}

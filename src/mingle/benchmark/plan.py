@@ -42,6 +42,11 @@ class Contender:
     point: Mapping[str, Any] = field(default_factory=dict)
     corruption: Corruption | None = None
 
+    def under(self, preset: str) -> "Contender":
+        """The row under a family's own preset, where it names none and its method has that one."""
+        other = self.preset == "default" and preset in METHODS.get(self.method).presets
+        return replace(self, preset=preset) if other else self
+
     def build(self, tasks: int) -> Method[Any]:
         """The method with its options for that many tasks. Raises UnknownNameError, ConfigError."""
         changes = {**self.options, **(self.many_tasks if tasks > FEW_TASKS else {})}
@@ -79,7 +84,10 @@ class Table:
 TABLES: Registry[Table] = Registry("table", "mingle.benchmark.tables")
 
 BOUNDS = (Contender("base alone", "pretrained"), Contender("individual models", "individual"))
-"""What merges are measured against; their accuracies do not depend on the order."""
+"""What merges are measured against."""
+
+ORDERLESS = frozenset(bound.method for bound in BOUNDS)
+"""Methods whose accuracies do not depend on the order of the tasks."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mingle.benchmark.cell import checkpoint_fingerprints, compute, suite_fingerprint
+from mingle.backbones import BACKBONES
+from mingle.benchmark.cell import checkpoint_fingerprints, combined, compute
 from mingle.benchmark.executors import Executor, Outcome
-from mingle.benchmark.plan import BOUNDS, Cell, Contender, Table, check, task_order
+from mingle.benchmark.plan import BOUNDS, ORDERLESS, Cell, Contender, Table, check, task_order
 from mingle.benchmark.results import assemble
 from mingle.benchmark.results_file import write_json
-from mingle.errors import ConfigError
 from mingle.methods.base_method import Progress, silent
 from mingle.suites import Suite, open_suite
 
@@ -47,22 +47,8 @@ def prepare(table: Table, suite: Suite, contenders: Sequence[Contender]) -> tupl
     """
     tasks = table.tasks(suite.tasks)
     check(contenders, len(tasks))
-    missing = suite.missing(tasks)
-    if any(contender.build(len(tasks)).needs_labels for contender in contenders):
-        missing += _missing_labels(suite, tasks)
-    if missing:
-        raise ConfigError(f"suite {suite.name!r} is not complete: " + "; ".join(missing))
+    suite.check(tasks, labels=any(row.build(len(tasks)).needs_labels for row in contenders))
     return tasks
-
-
-def _missing_labels(suite: Suite, tasks: Sequence[str]) -> list[str]:
-    problems = []
-    for task in tasks:
-        try:
-            suite.train(task)
-        except ConfigError as error:
-            problems.append(str(error))
-    return problems
 
 
 def run_table(
@@ -81,20 +67,23 @@ def run_table(
 ) -> dict[str, Any]:
     """Computes what ``folder`` does not hold yet, and returns the results of the whole table.
 
-    Every contender runs once per order (those that train on labels only the first ``labelled_orders``), the
-    bounds in the first order. Raises ConfigError before anything runs; a failing cell is part of the results.
+    Every contender runs once per order (those that train on labels only the first ``labelled_orders``), base
+    and individual models in the first order. Raises ConfigError before anything runs; a failing cell is part
+    of the results.
     """
-    suite, rows = open_suite(suite_source), (*BOUNDS, *(contenders or table.contenders))
+    suite = open_suite(suite_source)
+    preset = BACKBONES.get(suite.backbone).preset
+    rows = (*BOUNDS, *(row.under(preset) for row in contenders or table.contenders))
     tasks = prepare(table, suite, rows)
-    fingerprint = suite_fingerprint(suite_source)
+    fingerprints = checkpoint_fingerprints(suite_source, tasks)
 
     def cells_of(row: Contender) -> list[Cell]:
         method = row.build(len(tasks))
-        count = 1 if row in BOUNDS else labelled_orders if method.needs_labels else None
+        count = 1 if row.method in ORDERLESS else labelled_orders if method.needs_labels else None
         return [
             Cell(
                 suite=suite_source,
-                fingerprint=fingerprint,
+                fingerprint=combined(fingerprints),
                 tasks=task_order(tasks, seed) if table.shuffled else tasks,
                 seed=seed,
                 method=row.method,
@@ -110,7 +99,7 @@ def run_table(
     plan = [(row, cells_of(row)) for row in rows]
     store = CellStore(folder / "cells")
     outcomes = _compute_missing([cell for _, cells in plan for cell in cells], store, executor, progress)
-    return assemble(table, suite, plan, outcomes, checkpoint_fingerprints(suite_source), command)
+    return assemble(table, suite, plan, outcomes, fingerprints, command)
 
 
 def _compute_missing(

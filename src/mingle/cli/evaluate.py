@@ -23,7 +23,7 @@ def evaluate(
     from mingle.suites import open_suite
 
     opened, chosen = MergeRun.open(run, base=base), open_suite(suite)
-    chosen.check(task for task in opened.tasks if task in chosen.tasks)
+    chosen.check([task for task in opened.tasks if task in chosen.tasks])
     tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
     with progress_bar() as progress:
         individual = individual_accuracies(chosen, opened.base, tests, progress)

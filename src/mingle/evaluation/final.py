@@ -46,16 +46,24 @@ def final_metrics(
         **_by_reduction(backbone, model, heads, tests, own),
     }
     count = sum(len(test.labels) for test in tests.values())
-    cost = {**parameters(model), "images_per_second": count / seconds, **_base_speed(state, tests)}
+    cost = {
+        **parameters(model),
+        "images_per_second": count / seconds,
+        "base_images_per_second": count / _base_seconds(state, tests),
+    }
     return metrics, cost
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Numbers of the model with its experts, and those of all its gates."""
+    """Numbers of the model with its experts, and those of the gates of one task."""
     layers = dict(mixtures(model))
     unused = {f"{name}.delta_bias" for name, layer in layers.items() if not layer.delta_bias.any()}
     tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point() and n not in unused}
-    gates = sum(t.numel() for layer in layers.values() for t in layer.gate.state_dict().values())
+    gates = sum(
+        tensor.numel() // max(layer.tasks, 1)
+        for layer in layers.values()
+        for tensor in layer.gate.state_dict().values()
+    )
     return {"parameters": sum(t.numel() for t in tensors.values()), "gate_parameters": gates}
 
 
@@ -103,11 +111,10 @@ def _features(
     }
 
 
-def _base_speed(state: State, tests: Mapping[str, ScoredTask]) -> dict[str, float]:
-    first = next(iter(tests.values()))
+def _base_seconds(state: State, tests: Mapping[str, ScoredTask]) -> float:
     base, started = state.base.model(), time.perf_counter()
-    _features(state.base.backbone, base, {first.task: first})
-    return {"base_images_per_second": len(first.labels) / (time.perf_counter() - started)}
+    _features(state.base.backbone, base, tests)
+    return time.perf_counter() - started
 
 
 def _hits(backbone: Backbone, features: Sequence[Tensor], head: Head, test: ScoredTask) -> Tensor:

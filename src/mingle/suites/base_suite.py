@@ -1,7 +1,7 @@
 """A suite: a base, checkpoints fine-tuned from it, and data to adapt and to score them on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -60,12 +60,20 @@ class Suite(ABC):
     def missing(self, tasks: Iterable[str]) -> list[str]:
         """What these tasks need and is not on this machine, one line each with what to fetch."""
 
-    def check(self, tasks: Iterable[str]) -> None:
-        """Refuses to start while something is missing. Raises ConfigError, which lists all of it."""
+    def check(self, tasks: Sequence[str], *, labels: bool = False) -> None:
+        """Refuses to start while something is missing. Raises ConfigError, which lists all of it.
+
+        ``labels``: the labelled training data too.
+        """
         lines = self.missing(tasks)
+        for task in tasks if labels else ():
+            try:
+                self.train(task)
+            except ConfigError as error:
+                lines.append(str(error))
         if lines:
             listed = "\n".join(f"  - {line}" for line in lines)
-            raise ConfigError(f"suite {self.name!r}: {len(lines)} things to fetch first:\n{listed}")
+            raise ConfigError(f"suite {self.name!r}: {len(lines)} to fetch first:\n{listed}")
 
     def require(self, task: str) -> None:
         """Refuses a task that the suite does not have. Raises UnknownNameError."""
