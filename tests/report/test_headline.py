@@ -80,6 +80,12 @@ def test_losing_to_the_base_is_said(results):
     assert headline(results).endswith("less than the 32.8 % of the base alone.")
 
 
+def test_a_difference_that_is_not_shown_is_not_called_one(results):
+    for acc in (0.3279, 0.3281):
+        only(results, "base alone", "ties", acc=acc, mixed_acc=acc)
+        assert headline(results).endswith("level with the base alone.")
+
+
 def test_a_bound_is_never_the_winner(results):
     only(results, "base alone", "individual models", "average", acc=0.4, mixed_acc=0.4)
     assert "40.0 % mean accuracy" in headline(results)

@@ -42,9 +42,16 @@ def headline(results: Results) -> str:
     if _depends_on_batches(best):
         facts.append(f"{share(best, 'mixed_acc')} % when tasks share batches")
     base = accuracies(results, "base", tasks)
-    if base and (metric(best, "acc") or 0) < mean(base):
-        facts.append(f"less than the {percent(mean(base))} % of the base alone")
+    if base:
+        facts += _against_base(metric(best, "acc") or 0.0, mean(base))
     return ", ".join(facts) + "."
+
+
+def _against_base(score: float, base: float) -> list[str]:
+    """Nothing where the merge is ahead: that needs no warning."""
+    if percent(score) == percent(base):
+        return ["level with the base alone"]
+    return [f"less than the {percent(base)} % of the base alone"] if score < base else []
 
 
 def lead(results: Results) -> list[str]:
