@@ -156,15 +156,17 @@ def parse_orders(text: str) -> tuple[int, ...]:
 def select(
     contenders: Sequence[Contender], rows: Sequence[str] = (), presets: Sequence[str] = ()
 ) -> tuple[Contender, ...]:
-    """The rows with one of the labels or methods ``rows``; each of default preset under ``presets`` too.
+    """The rows of the labels ``rows``, or of the methods of those names where no row is labelled so; each of
+    default preset under ``presets`` too.
 
     Raises UnknownNameError.
     """
-    known = {name for row in contenders for name in (row.label, row.method)}
+    labels, methods = ({getattr(row, key) for row in contenders} for key in ("label", "method"))
     for name in rows:
-        if name not in known:
-            raise UnknownNameError("row", name, sorted(known))
-    chosen = [row for row in contenders if not rows or {row.label, row.method} & set(rows)]
+        if name not in labels | methods:
+            raise UnknownNameError("row", name, sorted(labels | methods))
+    wanted = set(rows)
+    chosen = [row for row in contenders if not rows or row.label in wanted or row.method in wanted - labels]
     offered = {preset for row in chosen for preset in METHODS.get(row.method).presets}
     for preset in presets:
         if preset not in offered:
