@@ -1,4 +1,4 @@
-"""The open options of mingle's default, one at a time and together; how the default was chosen."""
+"""The open options of mingle's default, one at a time and together, at two learning rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,8 @@ from mingle.benchmark.plan import Contender, Table
 WHOLE = {"projection": "none", "vectors": "gated"}
 """Experts that keep all of their task vector: not projected, with biases and LayerNorm vectors."""
 
-VARIANTS: tuple[Mapping[str, Any], ...] = (
+CHANGES: tuple[Mapping[str, Any], ...] = (
     {},
-    {"lr": 2.4e-4},
-    {"lr": 6e-4},
     {"projection": "none"},
     {"projection": "block+diagonal"},
     {"projection": "complement"},
@@ -22,17 +20,20 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (
     {"gamma": 0.0},
     {"directions": 10},
     WHOLE,
-    {**WHOLE, "lr": 6e-4},
     {**WHOLE, "gamma": 0.0, "directions": 10},
 )
 
 
-def _label(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in options.items()) or "as it is"
+def _rows(lr: float) -> tuple[Contender, ...]:
+    every = [{"lr": lr, **change} for change in CHANGES]
+    return tuple(
+        Contender(", ".join(f"{key} {value}" for key, value in options.items()), "mingle", options=options)
+        for options in every
+    )
 
 
 PLUGIN = Table(
     "Open options of the default",
-    tuple(Contender(_label(options), "mingle", options=options) for options in VARIANTS),
+    (*_rows(1e-4), Contender("lr 0.00024", "mingle", options={"lr": 2.4e-4}), *_rows(6e-4)),
     ("acc", "bwt", "fwt", "mixed_acc", "agnostic_acc", "batch_acc", "seconds"),
 )
