@@ -79,7 +79,7 @@ def test_tasks_of_a_table():
     known = ("a", "b", "c", "d")
     assert Table("t", ()).tasks(known) == known
     assert Table("t", (), first_tasks=2).tasks(known) == ("a", "b")
-    assert Table("t", (), first_tasks=2, prefer=("d", "a")).tasks(known) == ("d", "a")
+    assert Table("t", (), first_tasks=2, prefer=("d", "a")).tasks(known) == ("a", "d")
     assert Table("t", (), first_tasks=2, prefer=("d", "x")).tasks(known) == ("a", "b")
 
 
@@ -126,10 +126,13 @@ def test_table1_has_every_method_that_does_not_train_on_labels():
     assert present == unlabelled
 
 
-def test_rows_follow_the_preset_of_the_family_where_they_name_none():
+def test_a_family_settles_what_neither_row_nor_preset_names():
     row = Contender("mingle", "mingle")
-    assert row.under("text").preset == "text"
     assert row.under("text").build(8).options.seeds_in_all == 100
+    assert row.under("text").build(8).options.lr == 1e-3
+    hard = Contender("hard", "mingle", "ablation_hard").under("text").build(8).options
+    assert (hard.null_space, hard.lr, hard.batch_size) == ("hard", 1e-3, 8)
+    own = Contender("own", "mingle", options={"lr": 0.5, "seeds_in_all": None}).under("text").build(8).options
+    assert (own.lr, own.seeds_in_all, own.batch_size) == (0.5, None, 8)
     assert row.under("default") == row
-    assert Contender("a", "mingle", "paper").under("text").preset == "paper"
-    assert Contender("a", "average").under("text").preset == "default"
+    assert Contender("a", "average").under("text") == Contender("a", "average")

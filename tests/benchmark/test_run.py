@@ -1,9 +1,12 @@
 """Running a table: honest numbers, nothing computed twice, and a failure that stays where it happened."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mingle.benchmark import (
     BOUNDS,
@@ -95,7 +98,8 @@ def test_bounds_are_the_base_and_the_models_themselves(finished):
 def test_every_result_says_where_it_comes_from(finished, shared_suite):
     results, _ = finished
     assert results["versions"]["torch"]
-    assert results["suite"]["fingerprints"].keys() == {"base", "task1", "task2", "task3"}
+    tasks = {"task1", "task2", "task3"}
+    assert results["suite"]["fingerprints"].keys() == {"base", *tasks, *(f"{task} data" for task in tasks)}
     for found in results["rows"]:
         assert found["settings"] is not None
         for cell in found["cells"]:
@@ -186,6 +190,54 @@ def test_corruption_reaches_seeds_and_tests(finished, shared_suite, tmp_path):
         cell = row(results, name)["cells"][0]
         assert cell["test_hashes"] != clean["test_hashes"]
         assert cell["losses"] != clean["losses"]
+        assert cell["metrics"]["normalised_acc"] is None  # the individual models saw clean images
+
+
+def test_tasks_of_a_table_in_another_order_than_the_suite(shared_suite, tmp_path):
+    table = Table("t", ROWS[:1], prefer=("task3", "task1"))
+    results = run_table(table, str(shared_suite), InProcess(), tmp_path, orders=(42,))
+    assert [cell["status"] for r in results["rows"] for cell in r["cells"]] == ["done"] * 3
+    assert results["bounds"]["base"].keys() == {"task1", "task3"}
+
+
+def deadly(cell):
+    """Work that takes its process with it."""
+    if cell.method == "deadly":
+        os._exit(1)
+    return {"status": "done", "seed": cell.seed}
+
+
+def test_a_process_that_dies_fails_its_own_cell():
+    todo = [
+        cells.Cell("s", "f", ("a",), seed, "deadly" if seed == 1 else "fine", "default", {})
+        for seed in range(5)
+    ]
+    outcomes = {cell.seed: outcome for cell, outcome in ProcessPool(2).run(deadly, todo)}
+    assert outcomes.keys() == set(range(5))
+    assert "its process died" in outcomes.pop(1)["reason"]
+    assert all(outcome == {"status": "done", "seed": seed} for seed, outcome in outcomes.items())
+
+
+def test_other_data_is_another_suite(suite_copy):
+    before = cells.combined(cells.checkpoint_fingerprints(str(suite_copy("a")), ("task1",)))
+    assert cells.combined(cells.checkpoint_fingerprints(str(suite_copy("b")), ("task1",))) == before
+    for key, name in (("test_images", "c"), ("test_labels", "d"), ("seed_images", "e")):
+        folder = suite_copy(name)
+        path = folder / "data" / "task1.safetensors"
+        data = load_file(path)
+        data[key] = data[key].clone()
+        data[key][0] += 1
+        save_file(data, path)
+        assert cells.combined(cells.checkpoint_fingerprints(str(folder), ("task1",))) != before
+
+
+@pytest.fixture
+def suite_copy(shared_suite, tmp_path):
+    def make(name):
+        shutil.copytree(shared_suite, tmp_path / name)
+        return tmp_path / name
+
+    return make
 
 
 def test_a_suite_that_changed_is_not_mixed_up(shared_suite, monkeypatch):

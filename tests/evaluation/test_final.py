@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mingle.backbones import Head
+from mingle.backbones import Head, take
 from mingle.evaluation import scored_tasks
 from mingle.evaluation.final import final_metrics, gate_reduction, parameters
 from mingle.layers import mixtures
@@ -73,6 +73,19 @@ def test_seeds_are_left_out_by_content(base, shared_suite, tests):
     assert everything["unseen_acc"] is None
 
 
+@pytest.mark.parametrize("name", ["nearest_subspace", "wemoe"])
+def test_every_kind_of_gate_can_be_averaged_over_a_batch(base, shared_suite, tests, name):
+    method, state = merged(base, open_suite(shared_suite), name, **({"steps": 1} if name == "wemoe" else {}))
+    model, batch = method.model(state), tests["task1"].batch
+    alone = base.backbone.features(model, batch).detach()
+    with gate_reduction(model, "batch"), torch.no_grad():
+        together = base.backbone.features(model, batch)
+        part = base.backbone.features(model, take(batch, slice(0, 4)))
+    assert not torch.allclose(alone, together, atol=1e-6)
+    assert not torch.allclose(together[:4], part, atol=1e-6)
+    torch.testing.assert_close(base.backbone.features(model, batch), alone)
+
+
 def test_both_gate_reductions_of_the_same_weights(base, shared_suite, tests):
     suite, changes = open_suite(shared_suite), {"steps": 3, "rank": 4, "lr": 0.05}
     method, state = merged(base, suite, "mingle", **changes)
@@ -102,6 +115,11 @@ def test_parameters_are_the_base_the_experts_and_the_gates(base, shared_suite):
         "parameters": own + experts + 3 * gates,
         "gate_parameters": gates,
     }
+    method, state = merged(base, open_suite(shared_suite), "nearest_subspace", rank=4)
+    assert parameters(method.model(state)) == {"parameters": own + experts, "gate_parameters": 0}
+    method, state = merged(base, open_suite(shared_suite), "lora_wemoe", steps=1, rank=4)
+    routers = sum(t.numel() for n, t in method.model(state).named_parameters() if ".router." in n)
+    assert parameters(method.model(state))["gate_parameters"] == routers // 3 > 0
     assert parameters(base.model()) == {"parameters": own, "gate_parameters": 0}
 
 

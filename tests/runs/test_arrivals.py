@@ -128,6 +128,7 @@ def test_large_folders_are_not_read_whole(run, zoo, images, tmp_path, monkeypatc
     for number, image in enumerate(images):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:02}.png")
     monkeypatch.setattr(merge_run, "POOL_LIMIT", 12)
+    monkeypatch.setattr(merge_run, "SAMPLES_PER_CLASS", 2)
     opened = []
     original = Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or original(path))

@@ -34,6 +34,7 @@ def test_opened_anew_before_each_task_it_holds_the_same_bits(tmp_path, base, zoo
 
 def test_a_method_that_trains_on_labels_gets_all_of_them(tmp_path, zoo, images, monkeypatch):
     monkeypatch.setattr("mingle.state.merge_run.POOL_LIMIT", 12)
+    monkeypatch.setattr("mingle.state.merge_run.SAMPLES_PER_CLASS", 3)
     labels = torch.arange(40) % 4
     used = {}
     for method in ("sequential", "adamerging"):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mingle.backbones import BACKBONES, Samples
+from mingle.backbones import BACKBONES, Head, Samples
 from mingle.benchmark.examples import example_predictions
 from mingle.benchmark.executors import Outcome, failure
 from mingle.benchmark.plan import Cell, Corruption
@@ -20,7 +20,10 @@ from mingle.methods import Base
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import machine, versions
 from mingle.state import MergeRun
-from mingle.suites import RawSamples, Suite, open_suite, suite_samples
+from mingle.suites import RawSamples, Suite, open_suite, pick, suite_samples
+
+LOOKED_AT = 64
+"""Samples of a task's test set, and of its seeds, that tell one version of the data from another."""
 
 
 def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent) -> Outcome:
@@ -65,11 +68,34 @@ def combined(fingerprints: Mapping[str, str]) -> str:
 
 @lru_cache(maxsize=4)
 def checkpoint_fingerprints(suite: str, tasks: tuple[str, ...]) -> Mapping[str, str]:
-    """Fingerprint of the base (under ``base``) and of some tasks' checkpoints; read once per process."""
+    """Fingerprints of the base (``base``), of some tasks' checkpoints (by task) and data (``<task> data``).
+
+    Read once per process.
+    """
     opened = _suite(suite)
     backbone = BACKBONES.get(opened.backbone)()
     sources = {"base": opened.base} | {task: opened.checkpoint(task) for task in tasks}
-    return {name: backbone.open(source).fingerprint for name, source in sources.items()}
+    found = {name: backbone.open(source).fingerprint for name, source in sources.items()}
+    base = backbone.open(opened.base)
+    for task in tasks:
+        head = opened.head(task) or backbone.head(backbone.open(opened.checkpoint(task)), base=base)
+        found[f"{task} data"] = _data_fingerprint(opened, task, head)
+    return found
+
+
+def _data_fingerprint(suite: Suite, task: str, head: Head | None) -> str:
+    """sha256 over the task's head, its test labels, and 64 evenly spaced samples of test set and seeds."""
+    test, labels = suite.test(task)
+    digest = hashlib.sha256(str(labels.tolist()).encode())
+    for samples in (test, suite.seeds(task)):
+        count = len(samples)
+        places = sorted({i * count // LOOKED_AT for i in range(LOOKED_AT)}) if count else []
+        digest.update(f"{count} {RawSamples(pick(samples, places)).ids()}".encode())
+    if head is not None:
+        digest.update(str(head.classes).encode())
+        for name, tensor in sorted(head.tensors.items()):
+            digest.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=4)
@@ -115,8 +141,9 @@ def _merge(cell: Cell, suite: Suite, folder: Path, progress: Progress) -> MergeR
 def _seeds(cell: Cell, suite: Suite, task: str, run: MergeRun) -> RawSamples:
     if run.method.needs_labels:
         samples, labels = suite.train(task)
-        return RawSamples(samples, labels, source=f"{suite.name}:{task} (training data)")
-    found = suite_samples(suite, task, scored=run.method.scored_seeds)
+        found = RawSamples(samples, labels, source=f"{suite.name}:{task} (training data)")
+    else:
+        found = suite_samples(suite, task, scored=run.method.scored_seeds)
     if cell.corruption is None:
         return found
     return replace(found, samples=_corrupted(found.samples, cell.corruption))

@@ -7,7 +7,7 @@ choice: a cell is computed by the same function with the same number of threads 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class ProcessPool:
         """Every cell with its outcome; never more cells under way than processes."""
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         attempts = {cell.key: 0 for cell in cells}
-        waiting = list(cells)
+        waiting = list(cells)  # first those that were under way when a pool broke: one of them is to blame
         while waiting:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(self.workers, context, _end_with_parent) as pool:
@@ -74,9 +74,13 @@ class ProcessPool:
         running: dict[Future[Outcome], Cell] = {}
         broken = False
         while running or (waiting and not broken):
-            while waiting and len(running) < self.workers and not broken:
-                cell = waiting.pop(0)
-                running[pool.submit(work, cell)] = cell
+            while waiting and not broken and len(running) < self._allowed(waiting[0], running, attempts):
+                try:
+                    future = pool.submit(work, waiting[0])
+                except BrokenProcessPool:
+                    broken = True
+                else:
+                    running[future] = waiting.pop(0)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 try:
@@ -85,9 +89,16 @@ class ProcessPool:
                     broken = True
                     attempts[cell.key] += 1
                     if attempts[cell.key] < ATTEMPTS:
-                        waiting.append(cell)
+                        waiting.insert(0, cell)
                     else:
                         yield cell, failure("its process died; out of memory? Try fewer --workers")
+
+    def _allowed(
+        self, cell: Cell, running: Mapping[Future[Outcome], Cell], attempts: Mapping[str, int]
+    ) -> int:
+        """How many cells may be under way with this one: a suspect is alone, and fails nobody but itself."""
+        suspects = attempts[cell.key] or any(attempts[other.key] for other in running.values())
+        return 1 if suspects else self.workers
 
 
 def _end_with_parent() -> None:
@@ -119,7 +130,7 @@ class RayCluster:
                 None if self.address == "local" else self.address,
                 include_dashboard=False,
                 log_to_driver=False,
-                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+                runtime_env={"env_vars": _environment()},
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(f"--ray {self.address}: no cluster there ({error})") from error
@@ -135,6 +146,12 @@ class RayCluster:
                     yield cell, failure(f"Ray: {str(error).splitlines()[0]}")
         finally:
             ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """What other machines have to know of this one's environment."""
+    known = {name: os.environ[name] for name in ("MINGLE_DATA", "MINGLE_CACHE") if name in os.environ}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **known}
 
 
 def failure(reason: str) -> Outcome:

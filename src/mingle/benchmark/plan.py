@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any
 
 from mingle.errors import ConfigError, UnknownNameError
@@ -43,9 +44,13 @@ class Contender:
     corruption: Corruption | None = None
 
     def under(self, preset: str) -> "Contender":
-        """The row under a family's own preset, where it names none and its method has that one."""
-        other = self.preset == "default" and preset in METHODS.get(self.method).presets
-        return replace(self, preset=preset) if other else self
+        """The row with a family's own settings, where its method has them as a preset, for every option that
+        neither the row nor its preset sets.
+        """
+        presets = METHODS.get(self.method).presets
+        named = presets.get(self.preset, {})
+        settings = {key: value for key, value in presets.get(preset, {}).items() if key not in named}
+        return replace(self, options={**settings, **self.options})
 
     def build(self, tasks: int) -> Method[Any]:
         """The method with its options for that many tasks. Raises UnknownNameError, ConfigError."""
@@ -74,11 +79,9 @@ class Table:
 
     def tasks(self, known: Sequence[str]) -> tuple[str, ...]:
         """The tasks of a suite that the table uses."""
-        return (
-            self.prefer
-            if self.prefer and set(self.prefer) <= set(known)
-            else tuple(known[: self.first_tasks])
-        )
+        preferred = tuple(task for task in known if task in self.prefer)
+        whole = self.prefer and len(preferred) == len(self.prefer)
+        return preferred if whole else tuple(known[: self.first_tasks])
 
 
 TABLES: Registry[Table] = Registry("table", "mingle.benchmark.tables")
@@ -110,9 +113,17 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Hash of everything that the outcome depends on; not of the preset's name."""
+        """Hash of what the outcome depends on, the version of mingle included; not of the preset's name."""
         corruption = self.corruption and [self.corruption.name, self.corruption.severity]
-        parts = [self.fingerprint, self.tasks, self.seed, self.method, self.options, self.samples]
+        parts = [
+            version("mingle-merge"),
+            self.fingerprint,
+            self.tasks,
+            self.seed,
+            self.method,
+            self.options,
+            self.samples,
+        ]
         text = json.dumps([*parts, corruption, self.threads], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 

@@ -86,7 +86,9 @@ def _row(
     outcomes: Mapping[str, Outcome],
     individual: Mapping[str, float] | None,
 ) -> dict[str, Any]:
-    found = [_cell(cell, outcomes[cell.key], individual) for cell in cells]
+    # Under corruption the models of the tasks are no measure: theirs are clean images.
+    own = individual if contender.corruption is None else None
+    found = [_cell(cell, outcomes[cell.key], own) for cell in cells]
     done = [cell for cell in found if cell["status"] == "done"]
     first = done[0] if done else {}
     for cell in done[1:]:

@@ -11,6 +11,7 @@ from mingle.benchmark.executors import Executor, Outcome
 from mingle.benchmark.plan import BOUNDS, ORDERLESS, Cell, Contender, Table, check, task_order
 from mingle.benchmark.results import assemble
 from mingle.benchmark.results_file import write_json
+from mingle.errors import ConfigError
 from mingle.methods.base_method import Progress, silent
 from mingle.suites import Suite, open_suite
 
@@ -47,6 +48,8 @@ def prepare(table: Table, suite: Suite, contenders: Sequence[Contender]) -> tupl
     """
     tasks = table.tasks(suite.tasks)
     check(contenders, len(tasks))
+    if any(row.corruption for row in contenders) and isinstance(suite.test(tasks[0])[0][0], str):
+        raise ConfigError(f"suite {suite.name!r} is text: a table of image corruptions does not apply to it")
     suite.check(tasks, labels=any(row.build(len(tasks)).needs_labels for row in contenders))
     return tasks
 

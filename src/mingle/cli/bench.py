@@ -9,12 +9,16 @@ import typer
 
 from mingle.cli.console import Command, Json, progress_bar, show
 
+LABELLED_ORDERS = 2
+
 
 def bench(
     table: Annotated[str | None, typer.Argument(help="Table or figure  [default: list them].")] = None,
     suite: Annotated[str, typer.Option(help="Suite to merge: a name or a folder.")] = "glyph8",
     orders: Annotated[str, typer.Option(help="Seeds of the task orders, e.g. 42-51 or 42,45.")] = "42-51",
-    labelled_orders: Annotated[int, typer.Option(min=1, help="Orders of methods that train on labels.")] = 2,
+    labelled_orders: Annotated[
+        int, typer.Option(min=1, help="Orders of methods that train on labels.")
+    ] = LABELLED_ORDERS,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
     ] = None,
@@ -53,7 +57,7 @@ def bench(
             samples=samples,
             threads=threads,
             contenders=contenders,
-            command=_command(table, suite=suite, orders=orders, samples=samples, row=row, preset=preset),
+            command=_command(table, suite, orders, samples, row, preset, labelled_orders, threads),
             progress=progress,
         )
     target = out / f"{table}-{results['suite']['name']}.json"
@@ -80,13 +84,23 @@ def publish(results: Mapping[str, Any], target: Path, page: Path, *, as_json: bo
     typer.echo(f"{target}\n{page}")
 
 
-def _command(table: str, **options: object) -> str:
+def _command(
+    table: str,
+    suite: str,
+    orders: str,
+    samples: int | None,
+    row: list[str] | None,
+    preset: list[str] | None,
+    labelled_orders: int,
+    threads: int,
+) -> str:
     """The command that computes the same numbers."""
-    words = ["mingle", "bench", table]
-    for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None else [f"--{name}", str(one)]
-    return shlex.join(words)
+    words = ["mingle", "bench", table, "--suite", suite, "--orders", orders]
+    words += ["--samples", str(samples)] if samples else []
+    words += [word for name in row or () for word in ("--row", name)]
+    words += [word for name in preset or () for word in ("--preset", name)]
+    words += ["--labelled-orders", str(labelled_orders)] if labelled_orders != LABELLED_ORDERS else []
+    return shlex.join([*words, *(["--threads", str(threads)] if threads != 1 else [])])
 
 
 COMMANDS = (Command(bench, "Example: `mingle bench table1 --suite glyph8 --orders 42-51`"),)

@@ -123,9 +123,11 @@ class Gate(nn.Module):
         if self.new_weight is not None and self.new_bias is not None:
             newest = pooled @ self.new_weight + self.new_bias
             gates = torch.cat([gates, newest[:, None]], dim=1)
-        if self.reduction == "batch":
-            gates = gates.mean(dim=0, keepdim=True).expand_as(gates)
-        return gates
+        return self.reduced(gates)
+
+    def reduced(self, gates: Tensor) -> Tensor:
+        """Gates (N, T) as they are or, with reduction ``batch``, each the mean over the batch."""
+        return gates.mean(dim=0, keepdim=True).expand_as(gates) if self.reduction == "batch" else gates
 
 
 class SubspaceGate(Gate):
@@ -142,14 +144,14 @@ class SubspaceGate(Gate):
         """``A`` (R, d_in): the stacked factors of all experts; ``task_of_rank`` (R,): whose they are."""
         super().__init__(A.shape[1], dtype=A.dtype)
         self.temperature = temperature
-        self.register_buffer("directions", nn.functional.normalize(A, dim=1))
+        self.register_buffer("directions", nn.functional.normalize(A, dim=1), persistent=False)
         tasks = int(task_of_rank.max()) + 1 if len(task_of_rank) else 0
-        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(A.dtype))
+        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(A.dtype), False)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ (N, d_in) -> gates (N, T)."""
         inside = (nn.functional.normalize(pooled, dim=1) @ self.directions.mT).square()
         scores = (inside @ self.owner).sqrt()
         if self.temperature is not None:
-            return (scores / self.temperature).softmax(dim=1)
-        return nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype)
+            return self.reduced((scores / self.temperature).softmax(dim=1))
+        return self.reduced(nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype))

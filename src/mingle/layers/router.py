@@ -47,7 +47,7 @@ class SharedGate(Gate):
         del pooled
         if self.values is None:
             raise RuntimeError("this Linear runs only inside its RoutedMLP, which computes the gates")
-        return self.values
+        return self.reduced(self.values)
 
 
 class RoutedMLP(nn.Module):

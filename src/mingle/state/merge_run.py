@@ -22,10 +22,9 @@ from mingle.state.stored_step import append_step, read_step
 from mingle.suites import RawSamples, load_samples, locate, suite_part
 from mingle.weights import Checkpoint, check_against, check_finite
 
-POOL_LIMIT = 1000
-"""Seeds are drawn from at most this many samples of a source, chosen at random before they are read.
-
-A method that trains on labels gets all of them.
+POOL_LIMIT, SAMPLES_PER_CLASS = 1000, 10
+"""Seeds are drawn from at most this many samples of a source, or this many for every class of the task where
+that is more, chosen at random before they are read.
 """
 
 PREDICT_BATCH = 64
@@ -164,6 +163,10 @@ class MergeRun:
             self.backbone.check_family(opened, self.base.checkpoint)
             check_against(self.base.checkpoint, opened, self.backbone.optional)
             part = suite_part(str(checkpoint))
+            if classes is None and templates is not None:
+                raise ConfigError(
+                    "templates: prompts need class names to fill in; pass classes (--classes) too"
+                )
             if classes is not None:
                 head = self._head_of_names(head, classes, templates)
             elif head is None and part is not None:
@@ -248,7 +251,8 @@ class MergeRun:
     ) -> SeedPool | None:
         if seeds is None or not self.method.needs_seeds:
             return None
-        limit = None if self.method.needs_labels else POOL_LIMIT
+        wanted = 0 if head is None else SAMPLES_PER_CLASS * len(head.classes)
+        limit = None if self.method.needs_labels else max(POOL_LIMIT, wanted)
         raw = load_samples(seeds, scored=self.method.scored_seeds, limit=limit, seed=self.header["seed"])
         batch = self.backbone.prepare(raw.samples, self.base.checkpoint)
         found = raw.labels if labels is None else torch.as_tensor(labels)

@@ -94,7 +94,7 @@ class ClipSuite(RecipeSuite):
     def classes(self, task: str) -> tuple[str, ...]:
         """Class names: ``classes.txt`` of the local folder, the recipe's, or those of the data themselves."""
         named = self._own(task, "classes.txt") or self._recipe(task).classes
-        return named or tuple(map(words, self._pictures(task, "test")[2]))
+        return named or tuple(name.replace("_", " ") for name in self._pictures(task, "test")[2])
 
     def read(self, task: str, split: str) -> tuple[LazyImages, Tensor]:
         """Pictures, opened when looked at, and labels (N,)."""

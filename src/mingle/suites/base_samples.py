@@ -149,7 +149,7 @@ def _image_folder(folder: Path, limit: int | None, seed: int) -> RawSamples:
 def _text_file(path: Path) -> RawSamples:
     """One JSON object per line: ``text`` and, where there is one, ``label`` (an index)."""
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
         texts = [str(row["text"]) for row in rows]
         labels = torch.tensor([int(row["label"]) for row in rows]) if rows and "label" in rows[0] else None
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -119,7 +119,7 @@ class GlueSuite(RecipeSuite):
 def read_rows(file: Path) -> Iterable[Mapping[str, Any]]:
     """Rows of a ``.jsonl`` or ``.tsv`` file by column. Raises ConfigError."""
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").split("\n")
         if file.suffix == ".tsv":
             return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
         rows = [json.loads(line) for line in lines if line.strip()]
