@@ -89,3 +89,12 @@ def test_lines_without_a_terminal_do_not_come_too_often(capsys, monkeypatch):
         for done, what in enumerate(("one", "two", "three", "three")):
             progress(what, done, 4)
     assert capsys.readouterr().err.splitlines() == ["one (0 of 4)", "three (2 of 4)"]
+
+
+def test_show_gives_the_figures_of_the_paper(call):
+    code, out, _ = call("suite", "show", "clip8")
+    assert code == 0
+    assert "mingle 85.8" in out
+    assert "opcm BWT -6.3" in out
+    assert json.loads(call("suite", "show", "clip8_l14", "--json")[1])["expected"]["mingle"] == 91.8
+    assert json.loads(call("suite", "show", "glyph8", "--json")[1])["expected"] == {}

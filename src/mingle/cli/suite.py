@@ -78,7 +78,11 @@ def show_suite(
         accuracy = _accuracies(suite.description) if isinstance(suite, FolderSuite) else {}
     lines = [f"{key:<10}{value}" for key, value in found.items()]
     lines += _table(accuracy) or [f"tasks     {', '.join(suite.tasks)}"]
+    if suite.expected:
+        printed = ", ".join(f"{name} {value}" for name, value in suite.expected.items())
+        lines.append(f"paper     (%) {printed}")
     found |= {"tasks": list(suite.tasks), "missing": missing, "accuracy": accuracy}
+    found |= {"expected": dict(suite.expected)}
     show(found, "\n".join([*lines, *(f"missing   {line}" for line in missing)]), as_json=json)
 
 

@@ -1,7 +1,7 @@
 """A suite: a base, checkpoints fine-tuned from it, and data to adapt and to score them on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -55,6 +55,11 @@ class Suite(ABC):
         """Training samples and their labels (N,). Raises ConfigError where the suite has none."""
         self.require(task)
         raise ConfigError(f"suite {self.name!r}: no training data of task {task!r}")
+
+    @property
+    def expected(self) -> Mapping[str, float]:
+        """ACC and BWT (%) that the paper prints for the suite, by method; empty where it has none."""
+        return {}
 
     @abstractmethod
     def missing(self, tasks: Iterable[str]) -> list[str]:
