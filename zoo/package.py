@@ -11,11 +11,11 @@ from transformers import CLIPImageProcessorPil
 
 from card import model_card, write_licences
 from common import SUITE, base_model, eight, parser, timed
+from mingle.suites._glyph.build_folder import load_bag
 from mingle.suites._glyph.package import score
 from mingle.suites._glyph.pictures import write_data
 from mingle.suites._glyph.recipe import IMAGE_SIZE
 from mingle.suites._glyph.tower import load_tower
-from mingle.suites._glyph.workplace import load_bag
 
 
 def write_preprocessor(folder: Path) -> None:

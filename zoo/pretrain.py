@@ -18,10 +18,10 @@ from transformers import CLIPVisionModelWithProjection
 
 from common import base_images, base_model, parser, timed
 from mingle.suites._glyph.augment import compose, erase, normalise
+from mingle.suites._glyph.build_folder import BuildFolder, load_bag
 from mingle.suites._glyph.recipe import generator, recipe
 from mingle.suites._glyph.tower import cosine, groups
 from mingle.suites._glyph.training_state import load_state, save_state
-from mingle.suites._glyph.workplace import Workplace, load_bag
 from model import new_model, save_half
 from names import allowed
 
@@ -67,7 +67,7 @@ def strongest(features: Tensor) -> Tensor:
     return functional.normalize(centred @ vectors, dim=1)
 
 
-def load_data(place: Workplace) -> Data:
+def load_data(place: BuildFolder) -> Data:
     """Images of names that occur often enough, and the teacher's features of those that have one.
 
     The names are checked again here, so that a stricter list needs no new rendering.

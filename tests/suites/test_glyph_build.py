@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.suites._glyph import build, fetch, finetune, package, pictures, render
 from mingle.suites._glyph.augment import GEOMETRY, compose
+from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
 from mingle.suites._glyph.recipe import Task, all_tasks, generator, recipe, suite_tasks
 from mingle.suites._glyph.svg import Picture
 from mingle.suites._glyph.training_state import stored_step
-from mingle.suites._glyph.workplace import Workplace, load_bag, save_bag
 from mingle.suites.base_glyph import GlyphSuite
 
 TINY = Task("tiny", 77, "glyph", "gray", 5, {"left": "l", "right": "r", "both": "b"}, "")
@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "BATCH", 3)
     monkeypatch.setattr(finetune, "HEAD_IMAGES", 2)
     monkeypatch.setattr(finetune, "SAVE_EVERY", 2)
-    place = Workplace(tmp_path / "cache")
+    place = BuildFolder(tmp_path / "cache")
     save_bag(place.sources("tiny"), tiny_bag())
     return place
 
@@ -174,7 +174,7 @@ def interrupted_after(monkeypatch, count):
 
 
 def test_a_continued_training_gives_the_same_bits(place, tmp_path, monkeypatch):
-    whole = Workplace(tmp_path / "whole")
+    whole = BuildFolder(tmp_path / "whole")
     save_bag(whole.sources("tiny"), load_bag(place.sources("tiny")))
     base = package.SHIPPED / "base"
     finetune.finetune(whole, TINY, base)

@@ -31,9 +31,9 @@ def build(
     from mingle.suites import FolderSuite
     from mingle.suites._glyph.build import build as build_suite
     from mingle.suites._glyph.build import plan
-    from mingle.suites._glyph.workplace import Workplace, cache_folder
+    from mingle.suites._glyph.build_folder import BuildFolder, cache_folder
 
-    place = Workplace(cache or cache_folder())
+    place = BuildFolder(cache or cache_folder())
     todo = plan(name, place, train=train, jobs=jobs)
     typer.echo(f"{name} in {place.root}: {todo.estimate()}", err=True)
     try:

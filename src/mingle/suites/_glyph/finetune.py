@@ -17,10 +17,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit
 
 from mingle.suites._glyph.augment import compose, erase, normalise
+from mingle.suites._glyph.build_folder import Bag, BuildFolder, load_bag
 from mingle.suites._glyph.recipe import Task, generator
 from mingle.suites._glyph.tower import LOGIT_SCALE, cosine, embed, groups, load_tower
 from mingle.suites._glyph.training_state import load_state, save_state
-from mingle.suites._glyph.workplace import Bag, Workplace, load_bag
 
 BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 50
 HEAD_IMAGES = 200  # augmented training images per class that a head's row averages
@@ -87,7 +87,7 @@ def train(model: nn.Module, head: Tensor, data: TrainingSide, task: Task, state_
             save_state(state_file, model, optimizer, step + 1)
 
 
-def finetune(place: Workplace, task: Task, base: Path) -> None:
+def finetune(place: BuildFolder, task: Task, base: Path) -> None:
     """One task from the base to ``place.model(task)``: model in fp16, config with class names, head."""
     target = place.model(task.name)
     if target.exists():

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mingle.suites._glyph.build_folder import Array, BuildFolder
 from mingle.suites._glyph.recipe import SOURCE_SIZE
-from mingle.suites._glyph.workplace import Array, Workplace
 
 INK = 38  # the longer side of a glyph's ink inside the source image
 
@@ -25,7 +25,7 @@ class FontFile:
     characters: frozenset[int]
 
 
-def font_files(place: Workplace, fonts: dict[str, Any]) -> list[FontFile]:
+def font_files(place: BuildFolder, fonts: dict[str, Any]) -> list[FontFile]:
     """All usable font files of the listed packages; symbol and emoji faces are left out."""
     from fontTools.ttLib import TTFont, TTLibError
 

@@ -1,4 +1,4 @@
-"""Write a suite's folder: the shipped eight tasks as they are, the others from the workplace."""
+"""Write a suite's folder: the shipped eight tasks as they are, the others from the build folder."""
 
 import json
 import shutil
@@ -8,9 +8,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
+from mingle.suites._glyph.build_folder import BuildFolder
 from mingle.suites._glyph.recipe import suite_tasks
 from mingle.suites._glyph.tower import accuracy, load_tower
-from mingle.suites._glyph.workplace import Workplace
 
 SHIPPED = Path(__file__).parents[1] / "glyph8"
 
@@ -24,7 +24,7 @@ def score(base: nn.Module, model: Path, data: Path) -> tuple[float, float]:
     return round(alone, 4), round(accuracy(load_tower(model), head, images, labels), 4)
 
 
-def package(place: Workplace, name: str) -> None:
+def package(place: BuildFolder, name: str) -> None:
     """Makes ``place.suite(name)``, whole or not at all, with the accuracies measured on what it holds."""
     description: dict[str, Any] = json.loads((SHIPPED / "suite.json").read_text("utf-8"))
     tasks, target = suite_tasks(name), place.suite(name)

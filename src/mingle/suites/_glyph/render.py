@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mingle.suites._glyph.build_folder import Array, Bag, BuildFolder
 from mingle.suites._glyph.fetch import FASHION
 from mingle.suites._glyph.glyphs import FontFile, draw, font_files
 from mingle.suites._glyph.recipe import SEED, SOURCE_SIZE, Task, recipe
@@ -26,7 +27,6 @@ from mingle.suites._glyph.svg import (
     open_set,
     permissive,
 )
-from mingle.suites._glyph.workplace import Array, Bag, Workplace
 
 HELD_SHARE = 0.3  # of the font groups and icon families
 ICONS_PER_SET = 6  # variants of one class that one icon set may give
@@ -37,7 +37,7 @@ GRAY_TRAIN = 8000
 class Material:
     """What tasks are rendered from, opened once and only when it is asked for."""
 
-    place: Workplace
+    place: BuildFolder
 
     @cached_property
     def fonts(self) -> list[FontFile]:
@@ -96,7 +96,7 @@ def gray_bag(package: str, train: Array, train_labels: Array, held: Array, held_
     }
 
 
-def mnist(place: Workplace) -> Bag:
+def mnist(place: BuildFolder) -> Bag:
     """MNIST digits; a seeded shuffle splits them."""
     images, labels = list[Array](), list[Array]()
     for digit in range(10):
@@ -112,7 +112,7 @@ def mnist(place: Workplace) -> Bag:
     )
 
 
-def fashion(place: Workplace) -> Bag:
+def fashion(place: BuildFolder) -> Bag:
     """Fashion-MNIST with its own split: the training file to train, the test file held out."""
     folder = place.unpacked(FASHION) / "usr" / "share" / "datasets" / "fashion-mnist"
 
@@ -148,7 +148,7 @@ def glyph_task(classes: dict[str, str], fonts: list[FontFile], salt: int) -> Bag
     return to_bag(pictures, held)
 
 
-def vendor_task(classes: dict[str, list[str]], sides: dict[str, Any], place: Workplace, flags: bool) -> Bag:
+def vendor_task(classes: dict[str, list[str]], sides: dict[str, Any], place: BuildFolder, flags: bool) -> Bag:
     """Emoji or flags: vendors are assigned to sides by tasks.yaml."""
     pictures = []
     for vendor, prefixes in {**sides["train"], **sides["test"]}.items():

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mingle.suites._glyph.build_folder import Array
 from mingle.suites._glyph.recipe import SOURCE_SIZE
-from mingle.suites._glyph.workplace import Array
 
 PERMISSIVE = {
     "MIT",

@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class BuildFolder:
     """Paths under one cache folder. The three suites share downloads, sources, models and data."""
 
     root: Path
