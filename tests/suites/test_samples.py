@@ -335,3 +335,20 @@ def test_random_images_of_different_seeds_differ():
     """Guards the fixtures of the evaluation tests, which tell samples apart by content."""
     ids = RawSamples(torch.cat([random_images(seed, 12) for seed in (100, 101, 200, 201)])).ids()
     assert len(set(ids)) == 48
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "labels"),
+    [
+        (("b", "a", "b"), ("a", "b"), [1, 0, 1]),
+        (("AnnualCrop", "sea_lake"), ("sea lake", "annual crop"), [1, 0]),
+        (("A", "a"), ("a", "A"), [1, 0]),
+        (("day1", "day2"), ("a", "b"), None),
+        (("C-1",), ("c 1", "C_1"), None),
+        (None, ("a",), None),
+    ],
+)
+def test_folders_named_like_classes_are_labels(folders, classes, labels):
+    samples = RawSamples(torch.zeros(len(folders or "x"), 3, 2, 2), label_names=folders)
+    found = samples.labels_in(classes)
+    assert (None if found is None else found.tolist()) == labels

@@ -257,15 +257,8 @@ class MergeRun:
         batch = self.backbone.prepare(raw.samples, self.base.checkpoint)
         found = raw.labels if labels is None else torch.as_tensor(labels)
         if found is None:
-            found = _labels_of_folders(raw, head)
+            found = None if head is None else raw.labels_in(head.classes)
         return SeedPool(batch, found, raw.ids(), raw.source)
-
-
-def _labels_of_folders(raw: RawSamples, head: Head | None) -> Tensor | None:
-    # Folders that are not named like the classes are just folders.
-    if raw.label_names is None or head is None or not set(raw.label_names) <= set(head.classes):
-        return None
-    return torch.tensor([head.classes.index(name) for name in raw.label_names])
 
 
 def _portable(source: str | Path, run: Path) -> str:

@@ -1,6 +1,5 @@
 """The image suites of CLIP: zero-shot heads of the base, published fine-tunings, pictures in folders."""
 
-import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from mingle.config import Options, read_yaml
 from mingle.errors import ConfigError
 from mingle.suites.base_images import LazyImages, image_files
 from mingle.suites.base_recipe import RECIPES, HubData, HubModel, RecipeSuite
+from mingle.suites.base_samples import words
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -135,12 +135,6 @@ class ClipSuite(RecipeSuite):
 def _head(base: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> Head:
     backbone = Clip()
     return backbone.zero_shot_head(backbone.open(base), classes, templates)
-
-
-def words(name: str) -> str:
-    """A label's name as words: ``AnnualCrop``, ``annual_crop``, ``Annual-Crop`` are all ``annual crop``."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return " ".join(re.findall(r"\w+", apart.lower().replace("_", " ")))
 
 
 def _places(names: Sequence[str], classes: Sequence[str], ordered: bool, where: str) -> list[int]:

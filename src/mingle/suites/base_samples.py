@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -41,6 +42,17 @@ class RawSamples:
         labels = None if self.labels is None else self.labels[index]
         return RawSamples(pick(self.samples, index), labels, names, self.source)
 
+    def labels_in(self, classes: Sequence[str]) -> Tensor | None:
+        """Labels (N,) by the names of the samples' folders; None where these are not names of classes."""
+        if self.label_names is None:
+            return None
+        names, known = list(self.label_names), list(classes)
+        if not set(names) <= set(known):
+            names, known = [words(name) for name in names], [words(name) for name in known]
+        if not set(names) <= set(known) or len(set(known)) < len(known):
+            return None
+        return torch.tensor([known.index(name) for name in names])
+
     def ids(self) -> tuple[str, ...]:
         """A short content hash of every sample: the same pixels are recognised wherever they come from."""
         return tuple(hashlib.sha256(_raw(sample)).hexdigest()[:16] for sample in self.samples)
@@ -53,6 +65,12 @@ def pick(samples: Samples, index: Sequence[int]) -> Samples:
     if isinstance(samples, LazyImages):
         return samples.take(index)
     return [samples[i] for i in index]  # type: ignore[return-value]
+
+
+def words(name: str) -> str:
+    """A label's name as words: ``AnnualCrop``, ``annual_crop``, ``Annual-Crop`` are all ``annual crop``."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return " ".join(re.findall(r"\w+", apart.lower().replace("_", " ")))
 
 
 def suite_samples(suite: Suite, task: str, *, scored: bool = False) -> RawSamples:
