@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mingle.benchmark import Contender, InProcess, Table, run_table
+from mingle.benchmark import Contender, Corruption, InProcess, Table, run_table
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.suites import SUITES
 from mingle.suites.glue8 import SCORES, GlueSuite, recipes
@@ -114,6 +114,9 @@ def test_a_whole_benchmark(root, tmp_path, monkeypatch):
     assert [len(row) for row in cells["mingle"]["matrix"]] == [1, 2]
     assert cells["mingle"]["seed_samples"]["used"] == [6, 6]
     json.dumps(found, allow_nan=False)
+    noisy = (Contender("noisy", "average", corruption=Corruption("contrast")),)
+    with pytest.raises(ConfigError, match="suite 'glue8' is text"):
+        run_table(Table("Noise", noisy), "glue8", InProcess(), tmp_path / "out", orders=(42,))
 
 
 def test_everything_that_is_missing_is_listed_at_once(root, suite):

@@ -48,9 +48,9 @@ def prepare(table: Table, suite: Suite, contenders: Sequence[Contender]) -> tupl
     """
     tasks = table.tasks(suite.tasks)
     check(contenders, len(tasks))
+    suite.check(tasks, labels=any(row.build(len(tasks)).needs_labels for row in contenders))
     if any(row.corruption for row in contenders) and isinstance(suite.test(tasks[0])[0][0], str):
         raise ConfigError(f"suite {suite.name!r} is text: a table of image corruptions does not apply to it")
-    suite.check(tasks, labels=any(row.build(len(tasks)).needs_labels for row in contenders))
     return tasks
 
 
