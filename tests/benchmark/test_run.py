@@ -251,8 +251,8 @@ def test_everything_that_is_missing_is_listed_before_anything_runs(shared_suite,
     for path in shared_suite.iterdir():
         if path.name != "task2":
             (suite / path.name).symlink_to(path)
+    corrupted = replace(ROWS[0], label="corrupted", corruption=Corruption("contrast"))
     with pytest.raises(ConfigError, match=r"suite 'own': 1 to fetch first:\n.*task2"):
-        corrupted = replace(ROWS[0], label="corrupted", corruption=Corruption("contrast"))
         run_table(Table("t", (*ROWS, corrupted)), str(suite), Never(), tmp_path, orders=(42,))
     assert not (tmp_path / "cells").exists()
 
