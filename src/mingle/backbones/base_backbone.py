@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -58,6 +58,15 @@ class Backbone(ABC):
     preset: ClassVar[str] = "default"
     """The preset of a method that benchmarks use for this family, where the method has it."""
 
+    family: ClassVar[str]
+    """What a model of the family is called in messages."""
+
+    model_types: ClassVar[tuple[str, ...]]
+    """The ``model_type`` that a model of the family has in its config.json."""
+
+    decisive: ClassVar[tuple[str, ...]]
+    """Values of the configuration in which a checkpoint must agree with its base, beside all shapes."""
+
     optional: ClassVar[Collection[str]] = ()
     """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
 
@@ -70,11 +79,30 @@ class Backbone(ABC):
         """The model's name for a stored tensor; None for tensors that are not part of the merged model."""
 
     @abstractmethod
+    def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers
+        """The configuration of the merged model, defaults filled in. Raises CheckpointError."""
+
     def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
         """Refuses a configuration of another family, or one that differs from the base's in what matters.
 
         A checkpoint without a configuration is taken to have the base's. Raises CheckpointError.
         """
+        kind = checkpoint.config.get("model_type")
+        if kind is None and base is not None and not checkpoint.config:
+            return
+        if kind not in self.model_types:
+            raise CheckpointError(
+                f"{checkpoint.source}: expected a {self.family} (model_type "
+                f"{' or '.join(map(repr, self.model_types))} in config.json), found {kind!r}; "
+                "merge only fine-tunings of the base"
+            )
+        if base is None:
+            return
+        found, wanted = self.config(checkpoint), self.config(base)
+        differing = [name for name in self.decisive if getattr(found, name) != getattr(wanted, name)]
+        if differing:
+            what = ", ".join(f"{n} {getattr(found, n)!r} (base {getattr(wanted, n)!r})" for n in differing)
+            raise CheckpointError(f"{checkpoint.source}: config.json differs from the base's: {what}")
 
     @abstractmethod
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:

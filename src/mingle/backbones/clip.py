@@ -32,7 +32,6 @@ SITES = {
     "light+out": (*QKV, "self_attn.out_proj", "mlp.fc1"),
     "mlp": ("mlp.fc1", "mlp.fc2"),
 }
-DECISIVE = ("num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size")
 DEFAULT_LOGIT_SCALE = 100.0
 
 
@@ -42,6 +41,9 @@ class Clip(Backbone):
     A fine-tuned checkpoint may be a bare CLIPVisionModel: the base's projection is used.
     """
 
+    family = "CLIP"
+    model_types = ("clip", "clip_vision_model")
+    decisive = ("num_attention_heads", "hidden_act", "layer_norm_eps", "patch_size", "image_size")
     optional = frozenset({"visual_projection.weight"})
 
     def canonical_name(self, stored_name: str) -> str | None:
@@ -54,23 +56,9 @@ class Clip(Backbone):
             return None
         return stored_name
 
-    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
-        """``model_type`` must be a CLIP's; heads, activation, patches and image size those of the base."""
-        kind = checkpoint.config.get("model_type")
-        if kind is None and base is not None and not checkpoint.config:
-            return
-        if kind not in ("clip", "clip_vision_model"):
-            raise CheckpointError(
-                f"{checkpoint.source}: expected a CLIP (model_type 'clip' or 'clip_vision_model' in "
-                f"config.json), found {kind!r}; merge only fine-tunings of the base"
-            )
-        if base is None:
-            return
-        found, wanted = _vision_config(checkpoint), _vision_config(base)
-        differing = [name for name in DECISIVE if getattr(found, name) != getattr(wanted, name)]
-        if differing:
-            what = ", ".join(f"{n} {getattr(found, n)!r} (base {getattr(wanted, n)!r})" for n in differing)
-            raise CheckpointError(f"{checkpoint.source}: config.json differs from the base's: {what}")
+    def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers
+        """That of the vision tower, also out of a whole CLIP's. Raises CheckpointError."""
+        return _vision_config(checkpoint)
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The vision tower that ``config.json`` describes. Raises CheckpointError for another family."""

@@ -41,53 +41,47 @@ SITES = {
     "light": ("q", "k", "v", "wi", "wi_0", "wi_1"),
 }
 """``full``: SelfAttention, EncDecAttention and DenseReluDense.wi* (not wo), as the paper has it."""
-DECISIVE = (
-    "num_heads",
-    "d_kv",
-    "feed_forward_proj",
-    "layer_norm_epsilon",
-    "relative_attention_num_buckets",
-    "relative_attention_max_distance",
-    "scale_decoder_outputs",
-    "decoder_start_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
 
 
 class Seq2seq(Backbone):
     """T5ForConditionalGeneration; the tokenizer (``tokenizer.json``) lies beside the base."""
 
     preset = "text"
+    family = "T5"
+    model_types = ("t5",)
+    decisive = (
+        "num_heads",
+        "d_kv",
+        "feed_forward_proj",
+        "layer_norm_epsilon",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        "scale_decoder_outputs",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    )
 
     def canonical_name(self, stored_name: str) -> str | None:
         """Skips the second names of the shared embedding; a stored ``lm_head`` is a tensor of its own."""
         return None if stored_name in (*ALIASES, UNUSED) else stored_name
 
-    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
-        """``model_type`` must be ``t5``; heads, activation, position buckets, special tokens the base's."""
-        kind = checkpoint.config.get("model_type")
-        if kind is None and base is not None and not checkpoint.config:
-            return
-        if kind != "t5":
-            raise CheckpointError(
-                f"{checkpoint.source}: expected a T5 (model_type 't5' in config.json), found {kind!r}; "
-                "merge only fine-tunings of the base"
-            )
-        if base is None:
-            return
-        found, wanted = _config(checkpoint), _config(base)
-        differing = [name for name in DECISIVE if getattr(found, name) != getattr(wanted, name)]
-        if differing:
-            what = ", ".join(f"{n} {getattr(found, n)!r} (base {getattr(wanted, n)!r})" for n in differing)
-            raise CheckpointError(f"{checkpoint.source}: config.json differs from the base's: {what}")
+    def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
+        """T5Config. Raises CheckpointError for wrong values."""
+        from transformers import T5Config
+
+        try:
+            return T5Config.from_dict(dict(checkpoint.config))
+        except Exception as error:  # whatever transformers makes of a wrong value
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{checkpoint.source}: config.json describes no T5 ({reason})") from error
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The model that ``config.json`` describes. Raises CheckpointError for another family."""
         from transformers import T5ForConditionalGeneration
 
         self.check_family(checkpoint)
-        config = _config(checkpoint)
+        config = self.config(checkpoint)
         config.name_or_path = str(checkpoint.folder)
         with torch.device("meta"):
             model: Any = T5ForConditionalGeneration(config)
@@ -239,16 +233,6 @@ def write(model: nn.Module, batch: Batch) -> Tensor:
         if not (going * (chosen != config.eos_token_id)).any():
             break
     return tokens
-
-
-def _config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
-    from transformers import T5Config
-
-    try:
-        return T5Config.from_dict(dict(checkpoint.config))
-    except Exception as error:  # whatever transformers makes of a wrong value
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.source}: config.json describes no T5 ({reason})") from error
 
 
 def _reads_encoder(name: str) -> bool:

@@ -17,10 +17,10 @@ from mingle.benchmark.plan import Cell, Corruption
 from mingle.errors import ConfigError, MingleError
 from mingle.evaluation import ScoredTask, corrupt, evaluate_run, scored_tasks
 from mingle.methods import Base
-from mingle.methods.base_method import Progress, silent
+from mingle.methods.base_method import Progress, labelled, silent
 from mingle.provenance import machine, versions
 from mingle.state import MergeRun
-from mingle.suites import RawSamples, Suite, open_suite, pick, suite_samples
+from mingle.suites import RawSamples, Suite, open_suite, pick, suite_samples, task_head
 
 LOOKED_AT = 64
 """Samples of a task's test set, and of its seeds, that tell one version of the data from another."""
@@ -78,8 +78,7 @@ def checkpoint_fingerprints(suite: str, tasks: tuple[str, ...]) -> Mapping[str, 
     found = {name: backbone.open(source).fingerprint for name, source in sources.items()}
     base = backbone.open(opened.base)
     for task in tasks:
-        head = opened.head(task) or backbone.head(backbone.open(opened.checkpoint(task)), base=base)
-        found[f"{task} data"] = _data_fingerprint(opened, task, head)
+        found[f"{task} data"] = _data_fingerprint(opened, task, task_head(opened, task, backbone, base))
     return found
 
 
@@ -127,13 +126,12 @@ def _merge(cell: Cell, suite: Suite, folder: Path, progress: Progress) -> MergeR
         seed=cell.seed,
     )
     for number, task in enumerate(cell.tasks, start=1):
-        labelled = _labelled(progress, f"{task} ({number}/{len(cell.tasks)})")
         run.add(
             suite.checkpoint(task),
             name=task,
             seeds=_seeds(cell, suite, task, run),
             head=suite.head(task),
-            progress=labelled,
+            progress=labelled(progress, f"{task} ({number}/{len(cell.tasks)})"),
         )
     return run
 
@@ -155,10 +153,3 @@ def _corrupted(samples: Samples, corruption: Corruption) -> Samples:
 
 def _test_hash(test: ScoredTask) -> str:
     return hashlib.sha256("\n".join([*test.ids, str(test.labels.tolist())]).encode()).hexdigest()[:16]
-
-
-def _labelled(progress: Progress, prefix: str) -> Progress:
-    def report(what: str, done: int, total: int) -> None:
-        progress(f"{prefix}: {what}", done, total)
-
-    return report

@@ -13,7 +13,7 @@ from mingle.backbones import BACKBONES
 from mingle.evaluation import ScoredTask
 from mingle.evaluation.matrix import predictions
 from mingle.state import MergeRun
-from mingle.suites import Suite, pick
+from mingle.suites import Suite, pick, task_head
 
 EXAMPLES = 2
 """Images of each task."""
@@ -29,7 +29,7 @@ def example_images(suite: Suite, tasks: Sequence[str]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for task in tasks:
         samples, labels = suite.test(task)
-        head = suite.head(task) or backbone.head(backbone.open(suite.checkpoint(task)), base=base)
+        head = task_head(suite, task, backbone, base)
         for place in _places(len(labels)):
             image = _picture(samples[place])
             if image is not None and head is not None:

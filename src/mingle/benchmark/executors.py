@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from mingle.benchmark.plan import Cell
 from mingle.errors import ConfigError
-from mingle.methods.base_method import Progress, silent
+from mingle.methods.base_method import Progress, labelled, silent
 
 Outcome = dict[str, Any]
 Work = Callable[..., Outcome]
@@ -44,11 +44,8 @@ class InProcess:
         """Every cell with its outcome, in order."""
         for number, cell in enumerate(cells, start=1):
             name = cell.method if cell.preset == "default" else f"{cell.method}-{cell.preset}"
-            progress = self._labelled(f"[{number}/{len(cells)}] {name}")
+            progress = labelled(self.progress, f"[{number}/{len(cells)}] {name}")
             yield cell, work(cell, self.keep and self.keep / name, progress)
-
-    def _labelled(self, prefix: str) -> Progress:
-        return lambda what, done, total: self.progress(f"{prefix}: {what}", done, total)
 
 
 class ProcessPool:

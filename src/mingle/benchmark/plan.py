@@ -15,6 +15,9 @@ from mingle.registry import Registry
 ORDERS = tuple(range(42, 52))
 """Seeds of the task orders that the paper reports the mean of."""
 
+LABELLED_ORDERS = 2
+"""How many orders a method that trains on labels runs in, unless another number is asked for."""
+
 FEW_TASKS = 8
 """Beyond this many tasks the paper scales task vectors by a smaller λ."""
 

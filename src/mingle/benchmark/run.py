@@ -8,7 +8,16 @@ from typing import Any
 from mingle.backbones import BACKBONES
 from mingle.benchmark.cell import checkpoint_fingerprints, combined, compute
 from mingle.benchmark.executors import Executor, Outcome
-from mingle.benchmark.plan import BOUNDS, ORDERLESS, Cell, Contender, Table, check, task_order
+from mingle.benchmark.plan import (
+    BOUNDS,
+    LABELLED_ORDERS,
+    ORDERLESS,
+    Cell,
+    Contender,
+    Table,
+    check,
+    task_order,
+)
 from mingle.benchmark.results import assemble
 from mingle.benchmark.results_file import write_json
 from mingle.errors import ConfigError
@@ -61,7 +70,7 @@ def run_table(
     folder: Path,
     *,
     orders: Sequence[int],
-    labelled_orders: int = 2,
+    labelled_orders: int | None = None,
     samples: int | None = None,
     threads: int = 1,
     contenders: Sequence[Contender] | None = None,
@@ -70,19 +79,20 @@ def run_table(
 ) -> dict[str, Any]:
     """Computes what ``folder`` does not hold yet, and returns the results of the whole table.
 
-    Every contender runs once per order (those that train on labels only the first ``labelled_orders``), base
-    and individual models in the first order. Raises ConfigError before anything runs; a failing cell is part
-    of the results.
+    Every contender runs once per order (those that train on labels only the first ``labelled_orders``, by
+    default two), base and individual models in the first order. Raises ConfigError before anything runs; a
+    failing cell is part of the results.
     """
     suite = open_suite(suite_source)
     preset = BACKBONES.get(suite.backbone).preset
+    labelled = labelled_orders or LABELLED_ORDERS
     rows = (*BOUNDS, *(row.under(preset) for row in contenders or table.contenders))
     tasks = prepare(table, suite, rows)
     fingerprints = checkpoint_fingerprints(suite_source, tasks)
 
     def cells_of(row: Contender) -> list[Cell]:
         method = row.build(len(tasks))
-        count = 1 if row.method in ORDERLESS else labelled_orders if method.needs_labels else None
+        count = 1 if row.method in ORDERLESS else labelled if method.needs_labels else None
         return [
             Cell(
                 suite=suite_source,

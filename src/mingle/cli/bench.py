@@ -9,16 +9,14 @@ import typer
 
 from mingle.cli.console import Command, Json, progress_bar, show
 
-LABELLED_ORDERS = 2
-
 
 def bench(
     table: Annotated[str | None, typer.Argument(help="Table or figure  [default: list them].")] = None,
     suite: Annotated[str, typer.Option(help="Suite to merge: a name or a folder.")] = "glyph8",
     orders: Annotated[str, typer.Option(help="Seeds of the task orders, e.g. 42-51 or 42,45.")] = "42-51",
     labelled_orders: Annotated[
-        int, typer.Option(min=1, help="Orders of methods that train on labels.")
-    ] = LABELLED_ORDERS,
+        int | None, typer.Option(min=1, help="Orders of methods that train on labels  [default: 2].")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
     ] = None,
@@ -91,7 +89,7 @@ def _command(
     samples: int | None,
     row: list[str] | None,
     preset: list[str] | None,
-    labelled_orders: int,
+    labelled_orders: int | None,
     threads: int,
 ) -> str:
     """The command that computes the same numbers."""
@@ -99,7 +97,7 @@ def _command(
     words += ["--samples", str(samples)] if samples else []
     words += [word for name in row or () for word in ("--row", name)]
     words += [word for name in preset or () for word in ("--preset", name)]
-    words += ["--labelled-orders", str(labelled_orders)] if labelled_orders != LABELLED_ORDERS else []
+    words += ["--labelled-orders", str(labelled_orders)] if labelled_orders else []
     return shlex.join([*words, *(["--threads", str(threads)] if threads != 1 else [])])
 
 

@@ -21,7 +21,12 @@ Metrics = dict[str, float | None]
 
 @torch.no_grad()
 def final_metrics(
-    method: Method[Any], state: State, tests: Mapping[str, ScoredTask], used: Collection[str]
+    method: Method[Any],
+    state: State,
+    tests: Mapping[str, ScoredTask],
+    used: Collection[str],
+    *,
+    model: nn.Module | None = None,
 ) -> tuple[Metrics, dict[str, Any]]:
     """Metrics of the last model beyond the matrix, and its cost.
 
@@ -29,11 +34,11 @@ def final_metrics(
     all tasks' class names (equal names are one label). ``unseen_acc``: ACC without the samples that were
     used as seeds (``used``: their hashes). ``sample_acc``, ``batch_acc``: ACC of the same weights with the
     gates of each sample, and with gates averaged over batches of one task; None without gates. All None for
-    a method that has to be told the task.
+    a method that has to be told the task. ``model``: the state's model, where it is built already.
     """
     if method.needs_task:
         return dict.fromkeys(("agnostic_acc", "unseen_acc", "sample_acc", "batch_acc")), {}
-    backbone, model = state.base.backbone, method.model(state)
+    backbone, model = state.base.backbone, model or method.model(state)
     heads = {step.task: step.head for step in state.steps if step.head is not None}
     tests = {task: test for task, test in tests.items() if task in heads}
     started = time.perf_counter()

@@ -114,15 +114,21 @@ def accuracy_matrix(
 
 @torch.no_grad()
 def mixed_accuracy(
-    method: Method[Any], state: State, tests: Mapping[str, ScoredTask], *, seed: int = 0
+    method: Method[Any],
+    state: State,
+    tests: Mapping[str, ScoredTask],
+    *,
+    seed: int = 0,
+    model: nn.Module | None = None,
 ) -> float | None:
     """Mean task accuracy of the final model on a stream that interleaves all tasks in the same batches.
 
-    Equal to ACC for per-sample gates. None for a method that has to be told the task.
+    Equal to ACC for per-sample gates. None for a method that has to be told the task. ``model``: the
+    state's model, where it is built already.
     """
     if method.needs_task:
         return None
-    backbone, model = state.base.backbone, method.model(state)
+    backbone, model = state.base.backbone, model or method.model(state)
     sets = [tests[task] for task in state.tasks]
     owner = torch.cat([torch.full((len(test.labels),), i) for i, test in enumerate(sets)])
     place = torch.cat([torch.arange(len(test.labels)) for test in sets])

@@ -19,8 +19,7 @@ from mingle.evaluation.metrics import (
 from mingle.methods import Base
 from mingle.methods.base_method import Progress, silent
 from mingle.state import MergeRun
-from mingle.suites import Suite
-from mingle.weights import Checkpoint
+from mingle.suites import Suite, task_head
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def individual_accuracies(
     for task, test in tests.items():
         checkpoint = base.backbone.open(suite.checkpoint(task))
         model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
-        found[task] = accuracy(base.backbone, model, _require_head(base, checkpoint, suite, task), test)
+        found[task] = accuracy(base.backbone, model, _require_head(base, suite, task), test)
         progress("scoring individual models", len(found), len(tests))
     return found
 
@@ -78,10 +77,9 @@ def evaluate_run(
     used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
     scored = _without_seeds(run, used, tests)
     matrix = accuracy_matrix(method, state, scored, progress)
-    gates = None
-    if not method.needs_task:
-        gates = gate_activations(run.backbone, method.model(state), run.tasks, scored)
-    final, cost = final_metrics(method, state, scored, used)
+    model = None if method.needs_task else method.model(state)
+    gates = None if model is None else gate_activations(run.backbone, model, run.tasks, scored)
+    final, cost = final_metrics(method, state, scored, used, model=model)
     preset, name = str(run.header["preset"]), str(run.header["method"])
     return Evaluation(
         label=label or (name if preset == "default" else f"{name} ({preset})"),
@@ -94,7 +92,7 @@ def evaluate_run(
         metrics={
             "acc": average_accuracy(matrix),
             "bwt": backward_transfer(matrix),
-            "mixed_acc": mixed_accuracy(method, state, scored),
+            "mixed_acc": mixed_accuracy(method, state, scored, model=model),
             **final,
         },
         samples_per_task=max(len(test.labels) for test in scored.values()),
@@ -163,8 +161,8 @@ def _energy(tasks: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[
     ]
 
 
-def _require_head(base: Base, checkpoint: Checkpoint, suite: Suite, task: str) -> Head:
-    head = suite.head(task) or base.backbone.head(checkpoint, base=base.checkpoint)
+def _require_head(base: Base, suite: Suite, task: str) -> Head:
+    head = task_head(suite, task, base.backbone, base.checkpoint)
     if head is None:
-        raise ConfigError(f"{checkpoint.source}: the suite's checkpoint of {task!r} has no class head")
+        raise ConfigError(f"{suite.checkpoint(task)}: the suite's checkpoint of {task!r} has no class head")
     return head

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from mingle.adaptation import draw_batches, minimise, prediction_entropy, select
 from mingle.backbones import Batch, Head, count, take
 from mingle.config import Options
 from mingle.errors import SeedsError
-from mingle.methods.base_method import Arrival, Base, Progress, SeedPool, require_seeds
+from mingle.methods.base_method import Arrival, Base, Method, OptionsT, Progress, SeedPool, require_seeds
 
 
 class SeedOptions(Options):
@@ -28,6 +28,37 @@ class SeedOptions(Options):
 
 REFERENCE_SEEDS: dict[str, Any] = {"seeds": "label", "seed_pool": "scored"}
 """How the released continual code draws them: balanced by true label, from the images that are scored."""
+
+
+SeedOptionsT = TypeVar("SeedOptionsT", bound=SeedOptions)
+
+
+class SeedMethod(Method[SeedOptionsT], Generic[SeedOptionsT]):
+    """A method that trains on unlabelled seed samples, drawn as its options say."""
+
+    @property
+    def needs_seeds(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def scored_seeds(self) -> bool:
+        """True for ``seed_pool="scored"``."""
+        return self.options.seed_pool == "scored"
+
+
+class LabelledMethod(Method[OptionsT], Generic[OptionsT]):
+    """A method that trains on labelled samples, all that it is given."""
+
+    @property
+    def needs_seeds(self) -> bool:
+        """Always, and with labels."""
+        return True
+
+    @property
+    def needs_labels(self) -> bool:
+        """Always."""
+        return True
 
 
 class DrawnSeeds(NamedTuple):

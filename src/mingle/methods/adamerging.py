@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from mingle.methods._seed_samples import (
     REFERENCE_SEEDS,
+    SeedMethod,
     SeedOptions,
     derived_generator,
     draw_seeds,
@@ -33,7 +34,7 @@ class AdamergingOptions(SeedOptions):
 PRESETS: dict[str, dict[str, Any]] = {"default": {}, "reference": {"start": "base"} | REFERENCE_SEEDS}
 
 
-class Adamerging(WeightsMethod[AdamergingOptions]):
+class Adamerging(SeedMethod[AdamergingOptions], WeightsMethod[AdamergingOptions]):
     """``θ ← θ_start + Σ_l λ_l Δt_l``, one λ per parameter tensor, trained to minimise entropy on the seeds.
 
     θ_start is the merged model, or θ0 as in the released continual code, which so keeps the newest task
@@ -43,16 +44,6 @@ class Adamerging(WeightsMethod[AdamergingOptions]):
 
     options_type = AdamergingOptions
     presets = PRESETS
-
-    @property
-    def needs_seeds(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def scored_seeds(self) -> bool:
-        """True for ``seed_pool="scored"``."""
-        return self.options.seed_pool == "scored"
 
     def update(self, state: State, arrival: Arrival, progress: Progress = silent) -> State:
         """Trains the coefficients of the task and stores the merged weights; the report has both.

@@ -28,6 +28,11 @@ def silent(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
+def labelled(progress: Progress, prefix: str) -> Progress:
+    """Shows the same with ``prefix`` before what is done."""
+    return lambda what, done, total: progress(f"{prefix}: {what}", done, total)
+
+
 @dataclass(frozen=True)
 class Base:
     """The pretrained model θ0 and the family it belongs to."""

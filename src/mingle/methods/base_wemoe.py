@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from mingle.layers import LowRankExpert, RoutedMLP, TokenRouter, wrap
 from mingle.methods._seed_samples import (
     REFERENCE_SEEDS,
+    SeedMethod,
     SeedOptions,
     derived_generator,
     draw_seeds,
     minimise_entropy,
 )
-from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, silent
+from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
 from mingle.weights import task_vector
 
 SITES = "mlp"
@@ -44,7 +45,7 @@ class WemoeOptions(SeedOptions):
 WemoeOptionsT = TypeVar("WemoeOptionsT", bound=WemoeOptions)
 
 
-class WemoeMethod(Method[WemoeOptionsT], Generic[WemoeOptionsT]):
+class WemoeMethod(SeedMethod[WemoeOptionsT], Generic[WemoeOptionsT]):
     """MLP: ``W0 + Σ_i g_i(x) Δ_i`` with one router g per MLP; all else: ``θ ← θ + λ (θt − θ0)``.
 
     ``g(x) = mean over tokens of W2 relu(W1 x + b1) + b2``, trained to minimise the entropy of the predictions
@@ -56,16 +57,6 @@ class WemoeMethod(Method[WemoeOptionsT], Generic[WemoeOptionsT]):
     @abstractmethod
     def expert(self, delta: Tensor, base: Base) -> dict[str, Tensor]:
         """What is kept of the task vector of one weight: ``weight``, or ``A`` and ``B``."""
-
-    @property
-    def needs_seeds(self) -> bool:
-        """Always."""
-        return True
-
-    @property
-    def scored_seeds(self) -> bool:
-        """True for ``seed_pool="scored"``."""
-        return self.options.seed_pool == "scored"
 
     def update(self, state: State, arrival: Arrival, progress: Progress = silent) -> State:
         """Adds the task's experts, then trains the routers.

@@ -13,12 +13,13 @@ from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import GateTraining, gate_tensors, new_directions, open_gates, train_gates
 from mingle.methods._mingle_options import GateOptions, resolve
 from mingle.methods._seed_samples import (
+    LabelledMethod,
     cross_entropy_on,
     derived_generator,
     require_labels,
     seed_report,
 )
-from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, silent
+from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
 
 
 class MingleSeqOptions(GateOptions):
@@ -28,7 +29,7 @@ class MingleSeqOptions(GateOptions):
     null_space: Literal["relaxed", "hard", "off"] = "hard"
 
 
-class MingleSeq(Method[MingleSeqOptions]):
+class MingleSeq(LabelledMethod[MingleSeqOptions]):
     """A, B and gate of the newest task train on its labelled samples with cross-entropy; the rest is frozen.
 
     A and B start, our choice, where mingle's expert of the checkpoint lies: the truncated SVD of the
@@ -37,16 +38,6 @@ class MingleSeq(Method[MingleSeqOptions]):
     """
 
     options_type = MingleSeqOptions
-
-    @property
-    def needs_seeds(self) -> bool:
-        """Always, and with labels."""
-        return True
-
-    @property
-    def needs_labels(self) -> bool:
-        """Always."""
-        return True
 
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used. Raises UnknownNameError for the sites."""

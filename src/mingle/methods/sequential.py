@@ -9,7 +9,13 @@ from mingle.adaptation import draw_batches, minimise
 from mingle.backbones import count
 from mingle.config import Options
 from mingle.methods._mingle_options import REFERENCE_WIDTH
-from mingle.methods._seed_samples import cross_entropy_on, derived_generator, require_labels, seed_report
+from mingle.methods._seed_samples import (
+    LabelledMethod,
+    cross_entropy_on,
+    derived_generator,
+    require_labels,
+    seed_report,
+)
 from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
 from mingle.methods.base_weights import WeightsMethod
 
@@ -26,7 +32,7 @@ class SequentialOptions(Options):
     weight_decay: float = Field(0.01, ge=0)
 
 
-class Sequential(WeightsMethod[SequentialOptions]):
+class Sequential(LabelledMethod[SequentialOptions], WeightsMethod[SequentialOptions]):
     """``θt = argmin over θ of the cross-entropy on task t's labelled samples``, from θ(t−1), by AdamW.
 
     Trains every tensor but those a fine-tuned checkpoint may leave out (a CLIP's projection). Of the arriving
@@ -34,16 +40,6 @@ class Sequential(WeightsMethod[SequentialOptions]):
     """
 
     options_type = SequentialOptions
-
-    @property
-    def needs_seeds(self) -> bool:
-        """Always, and with labels."""
-        return True
-
-    @property
-    def needs_labels(self) -> bool:
-        """Always."""
-        return True
 
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used."""

@@ -3,7 +3,7 @@
 from mingle.suites.base_folder import FolderSuite, open_suite
 from mingle.suites.base_images import LazyImages, open_image
 from mingle.suites.base_samples import RawSamples, load_samples, pick, suite_samples
-from mingle.suites.base_suite import SUITES, Suite, locate, suite_part
+from mingle.suites.base_suite import SUITES, Suite, locate, suite_part, task_head
 
 __all__ = [
     "SUITES",
@@ -18,4 +18,5 @@ __all__ = [
     "pick",
     "suite_part",
     "suite_samples",
+    "task_head",
 ]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mingle.backbones import Head, Samples
+from mingle.backbones import Backbone, Head, Samples
 from mingle.errors import ConfigError, UnknownNameError
 from mingle.registry import Registry
+from mingle.weights import Checkpoint
 
 
 class Suite(ABC):
@@ -84,6 +85,14 @@ class Suite(ABC):
         """Refuses a task that the suite does not have. Raises UnknownNameError."""
         if task not in self.tasks:
             raise UnknownNameError(f"task of suite {self.name!r}", task, self.tasks)
+
+
+def task_head(suite: Suite, task: str, backbone: Backbone, base: Checkpoint) -> Head | None:
+    """The task's classifier: the suite's own, or else the one beside the task's checkpoint.
+
+    Raises UnknownNameError, CheckpointError.
+    """
+    return suite.head(task) or backbone.head(backbone.open(suite.checkpoint(task)), base=base)
 
 
 SUITES: Registry[Suite] = Registry("suite", "mingle.suites")
