@@ -23,6 +23,7 @@ STAGES = (
     {"suites"},
     {"state"},
     {"evaluation"},
+    {"tracking"},
     {"benchmark"},
     {"report"},
     {"cli"},
