@@ -7,6 +7,7 @@ mapped by the library's own rules, so that files of older versions, and of the b
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -78,6 +79,31 @@ class TransformersBackbone(Backbone):
             owner, _, attribute = alias.rpartition(".")
             filled.get_submodule(owner).register_parameter(attribute, filled.get_parameter(name))
         return filled
+
+    def open(self, source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
+        """A weight that is tied to another counts once, under the first name, whichever name it is stored by.
+
+        Raises CheckpointError, also where it is stored under both with different values.
+        """
+        found = super().open(source, base)
+        model = self._whole(found if found.config or base is None else base)
+        tied, rename = _tied(model), library_names(model)
+
+        def alias(stored_name: str) -> str | None:
+            name = rename(stored_name)
+            return name if isinstance(name, str) and name in tied else None
+
+        copies = found.select(alias) if tied else {}
+        for name, entry in copies.items():
+            first = tied[name]
+            both = replace(found, entries={**copies, first: found.entries.get(first, entry)})
+            if not torch.equal(both.tensor(first), both.tensor(name)):
+                raise CheckpointError(
+                    f"{found.source}: {name!r} and {first!r} are one tensor in this model, and differ in the "
+                    "file; say tie_word_embeddings false in config.json of base and checkpoints alike"
+                )
+            found = replace(found, entries=found.entries | {first: both.entries[first]})
+        return found
 
     def naming(self, described: Checkpoint) -> Canonical:
         """Names of the class with a head; None for heads, computed buffers and second names of a tensor.

@@ -38,7 +38,7 @@ class SitesMethod(StreamingMethod[LinearOptionsT], Generic[LinearOptionsT]):
         return super().settings(base)
 
     def linear_weights(self, base: Base) -> dict[str, LinearGroup]:
-        """The weights that are merged as matrices, and their groups. Raises UnknownNameError for the sites."""
+        """The weights merged as matrices, with their groups. Raises UnknownNameError for the sites."""
         groups = base.backbone.groups(base.backbone.skeleton(base.checkpoint), self.options.sites)
         return {f"{name}.weight": group for group in groups for name in group.linears}
 
