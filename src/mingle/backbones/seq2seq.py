@@ -4,16 +4,18 @@ A sample is a text, a class is an answer, see `base_text_writer`. Padding never 
 moments add, real tokens only, those of the encoder where a layer reads its states.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mingle.backbones._passes import during_passes
 from mingle.backbones._texts import tokens
 from mingle.backbones.base_backbone import Batch, Head, Samples, choose_sites
 from mingle.backbones.base_text_writer import MAX_NEW_TOKENS, TextWriter
 from mingle.errors import CheckpointError
-from mingle.layers import LinearGroup, mixtures
+from mingle.layers import LinearGroup, PooledInput
 from mingle.weights import Checkpoint
 
 SHARED = "shared.weight"
@@ -82,8 +84,7 @@ class Seq2seq(TextWriter):
             module = filled.get_submodule(name.removesuffix(".weight"))
             module.register_parameter("weight", filled.get_parameter(SHARED))
         for stack in (filled.get_submodule("encoder"), filled.get_submodule("decoder")):
-            stack.register_forward_pre_hook(_set_masks, with_kwargs=True)
-            stack.register_forward_hook(_drop_masks, always_call=True)
+            during_passes(stack, _tell_padding)
         return filled
 
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
@@ -160,16 +161,8 @@ def _reads_encoder(name: str) -> bool:
     return name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 
-def _set_masks(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    del args
-    for name, layer in mixtures(stack):
-        layer.pool.mask = kwargs.get("encoder_attention_mask" if _reads_encoder(name) else "attention_mask")
-
-
-def _drop_masks(stack: nn.Module, args: tuple[Any, ...], output: object) -> None:
-    del args, output
-    for _, layer in mixtures(stack):
-        layer.pool.mask = None
+def _tell_padding(name: str, pool: PooledInput, kwargs: Mapping[str, Any]) -> None:
+    pool.mask = kwargs.get("encoder_attention_mask" if _reads_encoder(name) else "attention_mask")
 
 
 PLUGIN = Seq2seq
