@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -109,7 +110,9 @@ def test_beams_and_copies_of_the_model_write_the_same(model, batch):
     for options in ({"num_beams": 3}, {}):
         expected = generate(model, batch, **options)
         assert torch.equal(generate(model, batch, use_cache=False, **options), expected)
-        assert torch.equal(generate(copy.deepcopy(model), batch, **options), expected)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(generate(twin, batch, **options), expected)
+            assert type(twin) is type(model)
 
 
 @torch.no_grad()

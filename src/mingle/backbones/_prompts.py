@@ -13,7 +13,6 @@ from functools import lru_cache
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -59,11 +58,19 @@ class PromptReader(nn.Module):
         finally:
             self.prompt_columns = None
 
+    def __reduce__(self) -> Any:  # noqa: ANN401
+        """Copies and pickles: the class is made anew."""
+        return _blank, (type(self).__mro__[2],), self.__dict__
+
 
 def read_prompts(model: nn.Module) -> None:
     """Makes the model one of the same class whose gates read prompts, in place."""
     kind: Any = type(model)
     model.__class__ = _reader(kind)
+
+
+def _blank(kind: Any) -> Any:  # noqa: ANN401 – a class of transformers
+    return object.__new__(_reader(kind))
 
 
 @lru_cache
@@ -89,10 +96,8 @@ def _told(
             "without past_key_values, or with those of its own pass over the whole prompt"
         )
     mask = given.get("attention_mask") if prompt is None else prompt
-    if seen:
-        mask = torch.zeros(len(tokens), 0)
-    elif mask is None:
-        mask = torch.ones(len(tokens), wide)
+    if seen or mask is None:
+        mask = tokens.new_ones(len(tokens), 0 if seen else wide)
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         raise ConfigError("the gates of this model need attention_mask (N, S); use the default kind of cache")
     mask = mask[:, :columns]
