@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..conftest import CONFIG, perturbed, write_checkpoint
-from .t5 import WORDS, sentences, write_t5, write_tokenizer
+from .t5 import sentences, write_t5, write_tokenizer
 from .writers import KINDS, write_writer
 
 TASKS = ("task1", "task2")
@@ -134,5 +134,3 @@ for _name, (_type, _values) in TEXTS.items():
     )
 for _name in KINDS:
     FAMILIES[_name] = Family("causal_lm", lambda root, kind=_name: write_writer(root, kind), sentences)
-
-__all__ = ["FAMILIES", "IMAGES", "TASKS", "TEXTS", "WORDS", "Family", "images", "sentences"]

@@ -88,8 +88,8 @@ class TextWriter(Backbone):
         """Raises ConfigError: an answer in words has no logits of classes."""
         del model, batch, head
         raise ConfigError(
-            f"this method trains on class probabilities, and a {self.family} model writes its answers; "
-            "use a method without them, such as mingle or average"
+            f"this method trains on class probabilities, and a model of this family ({self.family}) writes "
+            "its answers; use a method without them, such as mingle or average"
         )
 
     @torch.no_grad()
