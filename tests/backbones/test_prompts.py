@@ -89,6 +89,9 @@ def test_it_is_the_prompt_that_makes_them_the_same(model, batch):
     expected = generate(model, batch, use_cache=False, output_logits=True, return_dict_in_generate=True)
     found = generate(blind, batch, use_cache=False, output_logits=True, return_dict_in_generate=True)
     assert (found.logits[0] - expected.logits[0]).abs().max() > 1e-3
+    # A prompt without padding, and nothing written yet, is all there is to read.
+    whole = take(batch, batch["attention_mask"].all(1))
+    assert torch.equal(blind(**whole).logits, model(**whole).logits)
     longer = {name: torch.cat([t, torch.ones_like(t[:, :1])], 1) for name, t in batch.items()}
     all_read = model(**longer).logits[:, -1]
     first_read = model(**longer, prompt_mask=batch["attention_mask"]).logits[:, -1]
