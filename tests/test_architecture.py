@@ -152,7 +152,7 @@ PACKAGES = {
     "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
-    "RoutedMLP SubspaceGate TokenRouter build_expert mixtures unwrap wrap wrap_norms",
+    "RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed mixtures unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",

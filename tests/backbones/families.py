@@ -12,6 +12,7 @@ from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModelWithProjec
 
 from ..conftest import CONFIG, perturbed, write_checkpoint
 from .t5 import sentences, write_t5, write_tokenizer
+from .writers import KINDS, write_writer
 
 TASKS = ("task1", "task2")
 CLASSES = 3
@@ -131,3 +132,5 @@ for _name, (_type, _values) in TEXTS.items():
         lambda root, kind=_type, values=_values: write_text_classifier(root, kind, values),
         sentences,
     )
+for _name in KINDS:
+    FAMILIES[_name] = Family("causal_lm", lambda root, kind=_name: write_writer(root, kind), sentences)

@@ -48,7 +48,7 @@ def open_gates(model, layers):
     """Random experts and gates at every site, each its own."""
     generator = torch.Generator().manual_seed(0)
     for layer in layers.values():
-        out, into = layer.linear.weight.shape
+        out, into = len(layer.B), layer.A.shape[1]
         factors = [0.2 * torch.randn(shape, generator=generator) for shape in ((4, into), (out, 4))]
         layer.extend([LowRankExpert(*factors)])
         layer.gate.append(torch.randn(into, generator=generator), torch.tensor(0.5))

@@ -235,3 +235,29 @@ def test_rows_of_one_sample_share_its_mean():
     torch.testing.assert_close(pool(x), expected.repeat_interleave(3, 0), **EXACT)
     rows = draw(2, 2, 4, D_IN)
     torch.testing.assert_close(pool(rows), rows.mean(1), **EXACT)
+
+
+# --- texts that are written with a cache
+
+
+def test_what_the_first_pass_read_holds_for_the_next():
+    """Each reader has its own mean: a norm and the Linear after it read different tensors."""
+    pool, held = PooledInput(), {}
+    prompt, normed = draw(1, 2, 4, D_IN), draw(2, 2, 4, D_IN)
+    pool.held, pool.mask = held, MASK[:2]
+    first = pool(prompt), pool(normed, "norm")
+    assert not torch.equal(*first)
+    for _ in range(2):
+        pool.held, pool.mask = held, torch.zeros(2, 1)
+        assert pool(draw(3, 2, 1, D_IN)) is first[0]
+        assert pool(draw(4, 2, 1, D_IN), "norm") is first[1]
+    pool.held = pool.mask = None
+    assert torch.equal(pool(prompt), prompt.mean(1))
+
+
+def test_copies_do_not_hold_what_the_model_holds():
+    pool = PooledInput()
+    pool.held = {}
+    pool(draw(1, 2, 4, D_IN))
+    assert copy.deepcopy(pool).held is None
+    assert len(pool.held) == 1

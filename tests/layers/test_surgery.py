@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from mingle.layers import LinearGroup, LowRankExpert, MixtureLinear, mixtures, unwrap, wrap, wrap_norms
 
@@ -81,7 +82,7 @@ def test_wrapped_model_can_be_copied(block):
 
 @pytest.mark.parametrize("name", ["inner.1", "norm", "inner"])
 def test_only_linears_can_be_wrapped(block, name):
-    with pytest.raises(TypeError, match=f"{name}: expected an nn.Linear, found"):
+    with pytest.raises(TypeError, match=f"{name}: expected an nn.Linear or Conv1D, found"):
         wrap(block, [LinearGroup((name,))])
 
 
@@ -90,6 +91,33 @@ def test_only_layer_norms_are_wrapped_as_norms(block):
     layers = wrap(block, groups)
     with pytest.raises(TypeError, match=r"inner\.1: expected an nn\.LayerNorm, found ReLU"):
         wrap_norms(block, groups, layers)
+
+
+def test_a_conv1d_is_a_linear_with_its_weight_the_other_way_round():
+    """transformers stores GPT-2's weights (d_in, d_out); the mixture around one equals that of the Linear."""
+    plain = nn.Linear(6, 4)
+    turned = Conv1D(4, 6)
+    with torch.no_grad():
+        turned.weight.copy_(plain.weight.mT)
+        turned.bias.copy_(plain.bias)
+    models = [nn.ModuleDict({"layer": layer}) for layer in (plain, turned)]
+    x = draw(1, 2, 3, 6).float()
+    outputs = []
+    for model in models:
+        layer = wrap(model, [LinearGroup(("layer",))])["layer"]
+        layer.extend([LowRankExpert(draw(2, 2, 6), draw(3, 4, 2), draw(4, 4))])
+        layer.gate.append(draw(5, 6), draw(6))
+        outputs.append(layer(x))
+    torch.testing.assert_close(*outputs, atol=1e-6, rtol=0)
+    assert unwrap(models[1])["layer"] is turned
+
+
+def test_a_group_turns_the_weights_that_are_stored_the_other_way_round():
+    weight = draw(1, 3, 5)
+    assert LinearGroup(("a",)).turned(weight) is weight
+    turned = LinearGroup(("a",), transposed=True).turned(weight)
+    assert torch.equal(turned, weight.T)
+    assert turned.is_contiguous()
 
 
 def test_reduction_reaches_every_gate(block):

@@ -15,28 +15,35 @@ from mingle.weights import Checkpoint
 
 
 @lru_cache(maxsize=4)
-def tokenizer(folder: str) -> Any:  # noqa: ANN401 – a class of transformers
-    """The tokenizer beside a model. Raises CheckpointError."""
+def tokenizer(folder: str, *, left: bool = False) -> Any:  # noqa: ANN401 – a class of transformers
+    """The tokenizer beside a model. Raises CheckpointError.
+
+    ``left``: for prompts that are continued: padding goes before the text, a text that is too long loses its
+    beginning, and without a padding token the end of text is one.
+    """
     from transformers import PreTrainedTokenizerFast
 
     try:
         found: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{folder}: no readable tokenizer.json beside the model ({error})") from error
+    if left and found.pad_token is None:
+        found.pad_token = found.eos_token
     if found.pad_token is None:
         raise CheckpointError(f"{folder}: the tokenizer names no padding token")
-    found.padding_side = "right"
+    found.padding_side = found.truncation_side = "left" if left else "right"
     return found
 
 
-def tokens(samples: Samples, base: Checkpoint, longest: int | None = None) -> Batch:
+def tokens(samples: Samples, base: Checkpoint, longest: int | None = None, *, left: bool = False) -> Batch:
     """Texts to ``input_ids`` and ``attention_mask`` (N, S), padded to the longest of them.
 
-    ``longest``: where the model ends; the tokenizer may end earlier. Raises SeedsError.
+    ``longest``: where the model ends; the tokenizer may end earlier. ``left``: see `tokenizer`.
+    Raises SeedsError.
     """
     if isinstance(samples, Tensor) or not all(isinstance(text, str) for text in samples):
         raise SeedsError("texts: expected a list of texts, found images; is it the right backbone?")
-    words = tokenizer(str(base.folder))
+    words = tokenizer(str(base.folder), left=left)
     limit = None if longest is None else min(longest, words.model_max_length)
     encoded = words(list(samples), padding=True, truncation=True, max_length=limit, return_tensors="pt")
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}

@@ -7,6 +7,7 @@ mapped by the library's own rules, so that files of older versions, and of the b
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,16 +15,17 @@ from torch import Tensor, nn
 
 from mingle.backbones.base_backbone import Backbone, choose_sites
 from mingle.errors import CheckpointError, ConfigError
-from mingle.layers import LinearGroup
+from mingle.layers import LinearGroup, is_linear, is_transposed
 from mingle.weights import Canonical, Checkpoint
 
 KINDS = {
-    "attention_in": tuple(
-        f".{name}{end}" for name in ("q", "k", "v", "query", "key", "value") for end in ("", "_proj", "_lin")
+    "attention_in": (
+        ".c_attn",
+        *(f".{n}{end}" for n in ("q", "k", "v", "query", "key", "value") for end in ("", "_proj", "_lin")),
     ),
-    "attention_out": (".attention.output.dense", ".o_proj", ".out_proj", ".out_lin"),
-    "mlp_in": (".intermediate.dense", ".fc1", ".lin1", ".gate_proj", ".up_proj"),
-    "mlp_out": (".output.dense", ".fc2", ".lin2", ".down_proj"),
+    "attention_out": (".attention.output.dense", ".o_proj", ".out_proj", ".out_lin", ".attn.c_proj"),
+    "mlp_in": (".intermediate.dense", ".fc1", ".lin1", ".gate_proj", ".up_proj", ".c_fc"),
+    "mlp_out": (".output.dense", ".fc2", ".lin2", ".down_proj", ".mlp.c_proj"),
 }
 """Kinds of Linears by the end of their name; the first kind that fits counts."""
 
@@ -78,6 +80,31 @@ class TransformersBackbone(Backbone):
             filled.get_submodule(owner).register_parameter(attribute, filled.get_parameter(name))
         return filled
 
+    def open(self, source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
+        """A weight that is tied to another counts once, under the first name, whichever name it is stored by.
+
+        Raises CheckpointError, also where it is stored under both with different values.
+        """
+        found = super().open(source, base)
+        model = self.whole(found if found.config or base is None else base)
+        tied, rename = _tied(model), library_names(model)
+
+        def alias(stored_name: str) -> str | None:
+            name = rename(stored_name)
+            return name if isinstance(name, str) and name in tied else None
+
+        copies = found.select(alias) if tied else {}
+        for name, entry in copies.items():
+            first = tied[name]
+            both = replace(found, entries={**copies, first: found.entries.get(first, entry)})
+            if not torch.equal(both.tensor(first), both.tensor(name)):
+                raise CheckpointError(
+                    f"{found.source}: {name!r} and {first!r} are one tensor in this model, and differ in the "
+                    "file; say tie_word_embeddings false in config.json of base and checkpoints alike"
+                )
+            found = replace(found, entries=found.entries | {first: both.entries[first]})
+        return found
+
     def naming(self, described: Checkpoint) -> Canonical:
         """Names of the class with a head; None for heads, computed buffers and second names of a tensor.
 
@@ -129,7 +156,7 @@ class TransformersBackbone(Backbone):
         chosen = choose_sites(sites, SITES)
         groups: dict[tuple[str, str], list[str]] = {}
         for name, module in model.named_modules():
-            kind = self.kind(model, name) if isinstance(module, nn.Linear) else None
+            kind = self.kind(model, name) if is_linear(module) else None
             if kind is not None and kind in chosen:
                 groups.setdefault((name.rpartition(".")[0], kind), []).append(name)
         if sites == "mlp" and len({parent for parent, _ in groups}) == len(groups):
@@ -137,7 +164,10 @@ class TransformersBackbone(Backbone):
                 f"sites 'mlp': the MLPs of {type(model).__name__} are no modules of their own; "
                 "methods that route whole MLPs (wemoe, lora_wemoe) cannot merge it"
             )
-        return [LinearGroup(tuple(names), self._norm(model, *key)) for key, names in groups.items()]
+        return [
+            LinearGroup(tuple(names), self._norm(model, *key), is_transposed(model.get_submodule(names[0])))
+            for key, names in groups.items()
+        ]
 
     def kind(self, model: nn.Module, name: str) -> str | None:
         """The kind of a Linear, see KINDS; None for one that is not merged."""

@@ -1,39 +1,23 @@
 """Encoder–decoder text models of the T5 family (T5, T5 1.1, Flan-T5).
 
-A sample is a text, a class is an answer: a prediction is what the model writes, greedily and at most
-``MAX_NEW_TOKENS`` tokens, and it counts where it is exactly the text of a class. The student is distilled
-token by token on what the teacher wrote.
-
-Shapes: N texts of S tokens; L tokens of the answer; V words of the vocabulary. Padding never counts: gates
-pool, and second moments add, real tokens only, those of the encoder where a layer reads its states.
+A sample is a text, a class is an answer, see `base_text_writer`. Padding never counts: gates pool, and second
+moments add, real tokens only, those of the encoder where a layer reads its states.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from mingle.backbones._names import distinct, read_names
 from mingle.backbones._passes import during_passes
-from mingle.backbones._texts import text_bytes, tokenizer, tokens
-from mingle.backbones.base_backbone import (
-    FORWARD_BATCH,
-    Backbone,
-    Batch,
-    Head,
-    Lesson,
-    Samples,
-    choose_sites,
-    split,
-)
-from mingle.errors import CheckpointError, ConfigError
+from mingle.backbones._texts import tokens
+from mingle.backbones.base_backbone import Batch, Head, Samples, choose_sites
+from mingle.backbones.base_text_writer import MAX_NEW_TOKENS, TextWriter
+from mingle.errors import CheckpointError
 from mingle.layers import LinearGroup, PooledInput
 from mingle.weights import Checkpoint
 
-MAX_NEW_TOKENS = 32
 SHARED = "shared.weight"
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -44,10 +28,9 @@ SITES = {
 """``full``: SelfAttention, EncDecAttention and DenseReluDense.wi* (not wo), as the paper has it."""
 
 
-class Seq2seq(Backbone):
+class Seq2seq(TextWriter):
     """T5ForConditionalGeneration; the tokenizer (``tokenizer.json``) lies beside the base."""
 
-    preset = "text"
     family = "T5"
     model_types = ("t5",)
     decisive = (
@@ -123,45 +106,9 @@ class Seq2seq(Backbone):
         """Hidden width."""
         return int(model.get_parameter(SHARED).shape[1])
 
-    def head(
-        self, checkpoint: Checkpoint, given: Path | Tensor | None = None, *, base: Checkpoint | None = None
-    ) -> Head | None:
-        """The answers: a file of names, or ``classes.json`` (a list of texts) beside the checkpoint.
-
-        Raises CheckpointError for a tensor, ConfigError for a file that names nothing.
-        """
-        del base
-        if isinstance(given, Tensor):
-            raise CheckpointError("head: expected the answers of the task as texts, found a tensor")
-        file = given or checkpoint.folder / "classes.json"
-        return Head(read_names(file), {}) if given or file.exists() else None
-
-    def zero_shot_head(
-        self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
-    ) -> Head:
-        """The answers themselves: a text model needs no embeddings of its classes."""
-        del base, templates
-        return Head(distinct(list(classes), "classes"), {})
-
-    def features(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The answers that the model writes, as UTF-8 bytes padded with zeros: (N, bytes)."""
-        return _texts(model, write(model, batch))
-
-    def classify(self, features: Tensor, head: Head) -> Tensor:
-        """1 where an answer is exactly the text of a class, else 0: (N, C)."""
-        answers = text_bytes([name.strip() for name in head.classes]).to(features.device)
-        wide = max(features.shape[1], answers.shape[1])
-        both = [pad(texts, (0, wide - texts.shape[1])) for texts in (features, answers)]
-        return (both[0][:, None] == both[1][None]).all(-1).float()
-
-    def probabilities(self, features: Tensor, head: Head) -> Tensor:
-        """1 for the class that the answer names; zeros where it names none: (N, C)."""
-        return self.classify(features, head)
-
-    def decide(self, features: Tensor, head: Head) -> Tensor:
-        """The class that the answer names, −1 for none: (N,)."""
-        named = self.classify(features, head)
-        return named.argmax(-1).masked_fill(~named.bool().any(-1), -1)
+    def write(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What `write` writes, without the start token: (N, L)."""
+        return write(model, batch)[:, 1:]
 
     def logits(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
         """Token logits (N, L, V) of a lesson's batch, which holds what the teacher wrote."""
@@ -169,34 +116,12 @@ class Seq2seq(Backbone):
         found: Tensor = model(**batch, use_cache=False).logits
         return found
 
-    def class_logits(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
-        """Raises ConfigError: an answer in words has no logits of classes."""
-        del model, batch, head
-        raise ConfigError(
-            "this method trains on class probabilities, and a sequence-to-sequence model writes its answers; "
-            "use a method without them, such as mingle or average"
-        )
-
-    @torch.no_grad()
-    def teach(self, teacher: nn.Module, batch: Batch, head: Head) -> Lesson:
-        """What the teacher writes, its logits for every token of it (end of text included), and its classes.
-
-        The decoder reads the start token and all but the last token; position j is asked for token j + 1.
-        """
-        lessons: list[tuple[Tensor, Tensor]] = []
-        classes: list[Tensor] = []
-        for part in split(batch, FORWARD_BATCH):
-            written = write(teacher, part)
-            lessons.append((written[:, :-1], _until_end(teacher, written[:, 1:])))
-            classes.append(self.decide(_texts(teacher, written), head))
-        wide = max(tokens.shape[1] for tokens, _ in lessons)
-        tokens, mask = (
-            torch.cat([pad(part, (0, wide - part.shape[1])) for part in column])
-            for column in zip(*lessons, strict=True)
-        )
-        taught = {**batch, "decoder_input_ids": tokens, "decoder_attention_mask": mask}
-        logits = torch.cat([self.logits(teacher, part, head) for part in split(taught, FORWARD_BATCH)])
-        return Lesson(taught, logits, torch.cat(classes), mask)
+    def dictation(self, model: nn.Module, batch: Batch, written: Tensor, mask: Tensor) -> Batch:
+        """The decoder reads the start token and all but the last; position j is asked for token j + 1."""
+        config: Any = model.config
+        start = torch.full_like(written[:, :1], int(config.decoder_start_token_id))
+        tokens = torch.cat([start, written[:, :-1]], dim=1)
+        return {**batch, "decoder_input_ids": tokens, "decoder_attention_mask": mask}
 
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
         """Texts to ``input_ids`` and ``attention_mask`` (N, S), padded to the longest. Raises SeedsError."""
@@ -238,19 +163,6 @@ def _reads_encoder(name: str) -> bool:
 
 def _tell_padding(name: str, pool: PooledInput, kwargs: Mapping[str, Any]) -> None:
     pool.mask = kwargs.get("encoder_attention_mask" if _reads_encoder(name) else "attention_mask")
-
-
-def _texts(model: nn.Module, written: Tensor) -> Tensor:
-    config: Any = model.config
-    words = tokenizer(str(config.name_or_path))
-    return text_bytes([text.strip() for text in words.batch_decode(written[:, 1:], skip_special_tokens=True)])
-
-
-def _until_end(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Marks the tokens up to the first end of text, that one included: (N, L)."""
-    config: Any = model.config
-    ends = torch.eq(tokens, config.eos_token_id).long()
-    return (ends.cumsum(1) - ends == 0).long()
 
 
 PLUGIN = Seq2seq

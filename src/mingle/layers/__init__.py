@@ -2,7 +2,7 @@
 
 from mingle.layers.expert import Energy, LowRankExpert, build_expert
 from mingle.layers.gate import Gate, GateReduction, PooledInput, SubspaceGate
-from mingle.layers.mixture import MixtureLinear
+from mingle.layers.mixture import MixtureLinear, is_linear, is_transposed
 from mingle.layers.norm import MixtureNorm
 from mingle.layers.router import RoutedMLP, TokenRouter
 from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
@@ -20,6 +20,8 @@ __all__ = [
     "SubspaceGate",
     "TokenRouter",
     "build_expert",
+    "is_linear",
+    "is_transposed",
     "mixtures",
     "unwrap",
     "wrap",

@@ -20,6 +20,9 @@ class PooledInput(nn.Module):
     first and gating the mean is the same number as gating every token and averaging: the gate is linear.
     ``samples``, set like the mask: how many samples there are where each is cut into several rows, one after
     the other (windows of a picture); the mean is over all rows of a sample, and every row gets it.
+
+    ``held``, set like ``mask``, is the memory of a text that is written token by token with a cache: means of
+    its first pass, by reader, which hold for all further ones. A reader that is not in it is added.
     """
 
     samples: int | None = None
@@ -27,6 +30,7 @@ class PooledInput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._mask: Tensor | None = None
+        self.held: dict[str, Tensor] | None = None
         self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
 
     @property
@@ -42,8 +46,15 @@ class PooledInput(nn.Module):
         """Which tokens of an input count; None for all of them, as of an input without token axes."""
         return self._mask if x.dim() > 2 else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, …, d_in) or (d_in,) -> (N, d_in)."""
+    def forward(self, x: Tensor, reader: str = "linear") -> Tensor:
+        """(N, …, d_in) or (d_in,) -> (N, d_in). ``reader``: who asks, where others ask for another tensor."""
+        if self.held is None:
+            return self._pooled(x)
+        if reader not in self.held:
+            self.held[reader] = self._pooled(x)
+        return self.held[reader]
+
+    def _pooled(self, x: Tensor) -> Tensor:
         if x.dim() <= 2:
             return x.reshape(-1, x.shape[-1])
         # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
@@ -66,14 +77,14 @@ class PooledInput(nn.Module):
             return tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1).repeat_interleave(rows, dim=0)
         if self.mask is None:
             return tokens.mean(dim=1)
-        weight = self.mask.reshape(len(x), -1, 1).to(x.dtype)
+        weight = self.mask.reshape(len(x), -1, 1).to(x)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def _forget(self, _: object) -> None:
         self._last = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_last": None}
+        return {**self.__dict__, "_last": None, "held": None}
 
 
 class Gate(nn.Module):

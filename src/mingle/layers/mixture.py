@@ -14,11 +14,23 @@ from mingle.layers.expert import LowRankExpert
 from mingle.layers.gate import Gate, GateReduction, PooledInput
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module computes ``y = W x + b``: an nn.Linear, or transformers' Conv1D."""
+    return isinstance(module, nn.Linear) or is_transposed(module)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a Linear stores its weight as (d_in, d_out): transformers' Conv1D, which GPT-2 is made of."""
+    # By its name, for importing transformers takes seconds.
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
 class MixtureLinear(nn.Module):
     """``y = W0 x + b0 + Σ_i g_i(x) · (B_i A_i x [+ δb_i])``, (…, d_in) -> (…, d_out).
 
-    W0, b0 and all experts are frozen: no gradient of a weight is ever computed, and no dense ``B A`` is
-    formed. Gradients flow through frozen gates and experts into x.
+    ``linear`` is an nn.Linear or transformers' Conv1D. W0, b0 and all experts are frozen: no gradient of a
+    weight is ever computed, and no dense ``B A`` is formed. Gradients flow through frozen gates and experts
+    into x.
     """
 
     A: Tensor
@@ -27,12 +39,13 @@ class MixtureLinear(nn.Module):
     task_of_rank: Tensor
 
     def __init__(
-        self, linear: nn.Linear, pool: PooledInput | None = None, reduction: GateReduction = "sample"
+        self, linear: nn.Module, pool: PooledInput | None = None, reduction: GateReduction = "sample"
     ) -> None:
         super().__init__()
         self.linear = linear.requires_grad_(False)
         self.pool = pool if pool is not None else PooledInput()
-        dtype, d_out, d_in = linear.weight.dtype, linear.out_features, linear.in_features
+        weight = linear.get_parameter("weight")
+        dtype, (d_out, d_in) = weight.dtype, weight.mT.shape if is_transposed(linear) else weight.shape
         self.gate = Gate(d_in, reduction=reduction, dtype=dtype)
         self.register_buffer("A", torch.zeros(0, d_in, dtype=dtype))
         self.register_buffer("B", torch.zeros(d_out, 0, dtype=dtype))

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from mingle.layers.gate import GateReduction, PooledInput
-from mingle.layers.mixture import MixtureLinear
+from mingle.layers.mixture import MixtureLinear, is_linear
 from mingle.layers.norm import MixtureNorm
 
 
@@ -15,15 +15,21 @@ class LinearGroup:
     """Names of Linears that read the same tensor (q, k and v, say), and of the LayerNorm that makes it.
 
     They share pooled input, second moment and protected subspace; the group goes by its first name.
+    ``transposed``: their weights are stored (d_in, d_out), as transformers' Conv1D does (GPT-2).
     """
 
     linears: tuple[str, ...]
     norm: str | None = None
+    transposed: bool = False
 
     @property
     def name(self) -> str:
         """The name its shared subspace is stored under."""
         return self.linears[0]
+
+    def turned(self, weight: Tensor) -> Tensor:
+        """A weight as it is stored -> (d_out, d_in), the shape of the formulas; and back."""
+        return weight.mT.contiguous() if self.transposed else weight
 
 
 def wrap(
@@ -38,8 +44,8 @@ def wrap(
         pool = PooledInput()
         for name in group.linears:
             linear = model.get_submodule(name)
-            if not isinstance(linear, nn.Linear):
-                raise TypeError(f"{name}: expected an nn.Linear, found {type(linear).__name__}")
+            if not is_linear(linear):
+                raise TypeError(f"{name}: expected an nn.Linear or Conv1D, found {type(linear).__name__}")
             wrapped[name] = MixtureLinear(linear, pool, reduction)
             model.set_submodule(name, wrapped[name])
     return wrapped

@@ -34,18 +34,18 @@ def build_experts(
     base, groups = state.base, merged_groups(state.base, options)
     experts: dict[str, Tensor] = {}
     energies: dict[str, Energy] = {}
-    names = [name for group in groups for name in group.linears]
-    for done, name in enumerate(names, start=1):
+    places = [(group, name) for group in groups for name in group.linears]
+    for done, (group, name) in enumerate(places, start=1):
         delta = task_vector(base.checkpoint, arrival.checkpoint, f"{name}.weight", base.dtype)
         expert, energies[name] = build_expert(
-            delta,
+            group.turned(delta),
             [_expert(step.tensors["experts"], name) for step in state.steps],
             rank=options.rank,
             projection=options.projection,
             effective_rank=effective_ranks.get(name),
         )
         experts[f"{name}.A"], experts[f"{name}.B"] = expert.A, expert.B
-        progress("experts", done, len(names))
+        progress("experts", done, len(places))
     vectors = {
         name: task_vector(base.checkpoint, arrival.checkpoint, name, base.dtype)
         for name in (_vectors(base, groups) if options.vectors == "gated" else ())

@@ -5,7 +5,7 @@ Shapes: M (d_out, d_in) the merged vector θ − θ0 of a Linear's weight, D (d_
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mingle.config import Options
+from mingle.layers import LinearGroup
 from mingle.methods.base_method import Base, Progress
 from mingle.methods.base_streaming import Plan, Sources, StreamingMethod, Versions
 
@@ -36,10 +37,10 @@ class SitesMethod(StreamingMethod[LinearOptionsT], Generic[LinearOptionsT]):
         self.linear_weights(base)
         return super().settings(base)
 
-    def linear_weights(self, base: Base) -> frozenset[str]:
-        """Names of the weights that are merged as matrices. Raises UnknownNameError for the sites."""
+    def linear_weights(self, base: Base) -> dict[str, LinearGroup]:
+        """The weights merged as matrices, with their groups. Raises UnknownNameError for the sites."""
         groups = base.backbone.groups(base.backbone.skeleton(base.checkpoint), self.options.sites)
-        return frozenset(f"{name}.weight" for group in groups for name in group.linears)
+        return {f"{name}.weight": group for group in groups for name in group.linears}
 
 
 class LinearwiseMethod(SitesMethod[LinearOptionsT], Generic[LinearOptionsT]):
@@ -58,12 +59,15 @@ class LinearwiseMethod(SitesMethod[LinearOptionsT], Generic[LinearOptionsT]):
         del progress
         return Plan(partial(self._merge, sources, self.linear_weights(sources.state.base)))
 
-    def _merge(self, sources: Sources, linears: frozenset[str], name: str, versions: Versions) -> Tensor:
+    def _merge(
+        self, sources: Sources, linears: Mapping[str, LinearGroup], name: str, versions: Versions
+    ) -> Tensor:
         if name not in linears:
             return self.merge_other(versions, sources.t)
-        exact = Versions(*(tensor.double() for tensor in versions))
+        turned = linears[name].turned
+        exact = Versions(*(turned(tensor.double()) for tensor in versions))
         generator = named_generator(sources.arrival.seed, name)
-        return exact.base + self.merge_linear(*exact.vectors(), sources.t, generator)
+        return turned(exact.base + self.merge_linear(*exact.vectors(), sources.t, generator))
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:

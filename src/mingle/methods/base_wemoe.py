@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from mingle.layers import LowRankExpert, RoutedMLP, TokenRouter, wrap
+from mingle.layers import LinearGroup, LowRankExpert, RoutedMLP, TokenRouter, wrap
 from mingle.methods._seed_samples import (
     REFERENCE_SEEDS,
     SeedMethod,
@@ -96,9 +96,10 @@ class WemoeMethod(SeedMethod[WemoeOptionsT], Generic[WemoeOptionsT]):
 
     def _experts(self, base: Base, arrival: Arrival) -> dict[str, Tensor]:
         experts: dict[str, Tensor] = {}
-        for linear in (linear for linears in _mlps(base).values() for linear in linears):
+        for linear, group in (pair for linears in _mlps(base).values() for pair in linears.items()):
             delta = task_vector(base.checkpoint, arrival.checkpoint, f"{linear}.weight", base.dtype)
-            experts |= {f"{linear}.{name}": tensor for name, tensor in self.expert(delta, base).items()}
+            kept = self.expert(group.turned(delta), base)
+            experts |= {f"{linear}.{name}": tensor for name, tensor in kept.items()}
             if f"{linear}.bias" in base.checkpoint.entries:
                 bias = task_vector(base.checkpoint, arrival.checkpoint, f"{linear}.bias", base.dtype)
                 experts[f"{linear}.bias"] = bias
@@ -108,7 +109,8 @@ class WemoeMethod(SeedMethod[WemoeOptionsT], Generic[WemoeOptionsT]):
         """The routers of the last step with a row for the new task."""
         routers = dict(state.steps[-1].tensors["routers"]) if state.steps else {}
         for mlp, linears in _mlps(state.base).items():
-            first = state.base.tensors[f"{linears[0]}.weight"]
+            name, group = next(iter(linears.items()))
+            first = group.turned(state.base.tensors[f"{name}.weight"])
             width = first.shape[1]
             if not state.steps:
                 hidden = 0.01 * torch.randn(width, width, generator=generator, dtype=first.dtype)
@@ -154,12 +156,15 @@ def _assemble(state: State) -> tuple[nn.Module, dict[str, TokenRouter]]:
     return model.eval(), routers
 
 
-def _mlps(base: Base) -> dict[str, list[str]]:
-    """The Linears of every MLP by the name of their parent module, first what reads the MLP's input."""
-    mlps: dict[str, list[str]] = {}
+def _mlps(base: Base) -> dict[str, dict[str, LinearGroup]]:
+    """The Linears of every MLP, with their groups, by the name of their parent module.
+
+    What reads the MLP's input comes first.
+    """
+    mlps: dict[str, dict[str, LinearGroup]] = {}
     for group in base.backbone.groups(base.backbone.skeleton(base.checkpoint), SITES):
         for name in group.linears:
-            mlps.setdefault(name.rpartition(".")[0], []).append(name)
+            mlps.setdefault(name.rpartition(".")[0], {})[name] = group
     return mlps
 
 

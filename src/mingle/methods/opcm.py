@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from mingle.layers import LinearGroup
 from mingle.methods.base_linearwise import LinearOptions, SitesMethod
 from mingle.methods.base_method import Progress
 from mingle.methods.base_streaming import Plan, Sources, Versions
@@ -60,9 +61,14 @@ class Opcm(SitesMethod[OpcmOptions]):
             {"lambda": factor, "mean_norm": mean_norm},
         )
 
-    def _vector(self, linears: frozenset[str], factor: float, name: str, versions: Versions) -> Tensor:
+    def _vector(
+        self, linears: Mapping[str, LinearGroup], factor: float, name: str, versions: Versions
+    ) -> Tensor:
         merged, new = Versions(*(tensor.double() for tensor in versions)).vectors()
-        return factor * merged + (self._projected(merged, new) if name in linears else new)
+        if name not in linears:
+            return factor * merged + new
+        turned = linears[name].turned
+        return factor * merged + turned(self._projected(turned(merged), turned(new)))
 
     def _projected(self, merged: Tensor, new: Tensor) -> Tensor:
         factors = truncated_svd(merged, min(merged.shape))
