@@ -32,6 +32,16 @@ class Head:
     classes: tuple[str, ...]
     tensors: dict[str, Tensor]
 
+    def check_labels(self, labels: Tensor, where: str) -> None:
+        """Refuses labels (N,) that are no numbers of its classes. Raises CheckpointError."""
+        if not labels.numel() or 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+            return
+        shown = ", ".join(self.classes[:3]) + (", …" if len(self.classes) > 3 else "")
+        raise CheckpointError(
+            f"{where}: labels {int(labels.min())}…{int(labels.max())}, but the head has {len(self.classes)} "
+            f"classes ({shown}); is it the head of another task?"
+        )
+
 
 @dataclass(frozen=True)
 class Lesson:

@@ -122,7 +122,7 @@ class Adapter(Checkpoint):
     @property
     def changes(self) -> tuple[str, ...]:
         """Names of the changed tensors in the model that the adapter was trained on."""
-        return (*self.whole, *(f"{module}.weight" for module in self.modules))
+        return tuple(dict.fromkeys((*self.whole, *(f"{module}.weight" for module in self.modules))))
 
     def select(self, canonical: Canonical) -> dict[str, Entry]:
         """The base's tensors with the adapter's changes. Raises MismatchError, with every problem."""
