@@ -150,8 +150,8 @@ class MergeRun:
     ) -> Step:
         """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
 
-        ``checkpoint``: folder, file, hub id (a model, or a LoRA adapter of the base) or ``suite:task``. ``seeds``: unlabelled samples, or where they
-        are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them), or
+        ``checkpoint``: a model, or a LoRA adapter of the base: folder, file, hub id or ``suite:task``.
+        ``seeds``: unlabelled samples, or where they are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them), or
         ``classes`` (names, with prompt ``templates``), only if the checkpoint brings no head.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
