@@ -151,8 +151,9 @@ class MergeRun:
         """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
 
         ``checkpoint``: a model, or a LoRA adapter of the base: folder, file, hub id or ``suite:task``.
-        ``seeds``: unlabelled samples, or where they are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them), or
-        ``classes`` (names, with prompt ``templates``), only if the checkpoint brings no head.
+        ``seeds``: unlabelled samples, or where they are. ``labels`` only for seed selection ``label``;
+        ``head`` (class embeddings, or a file of them), or ``classes`` (names, with prompt ``templates``),
+        only if the checkpoint brings no head.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
         task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
