@@ -101,3 +101,36 @@ def test_adapter_of_a_tied_embedding(tmp_path, target):
         CheckpointError, match=rf"changes {target}.weight, one tensor in several places of the base"
     ):
         backbone.open(folder, base)
+
+
+WRITERS = [name for name, family in FAMILIES.items() if family.backbone == "causal_lm"]
+
+
+def writer(root, family, *targets):
+    FAMILIES[family].write(root)
+    with library():
+        model = transformers.AutoModelForCausalLM.from_pretrained(root / "base")
+    return saved(model, root / "adapter", target_modules=list(targets), task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_adapters_of_language_models(tmp_path, family):
+    """GPT-2's Conv1D too, whose square weight does not show that it is stored the other way round."""
+    targets = ("c_attn", "c_proj", "c_fc") if family == "gpt2" else ("q_proj", "v_proj", "down_proj")
+    folder, wrapped = writer(tmp_path, family, *targets)
+    run = MergeRun.create(tmp_path / "run", tmp_path / "base", backbone="causal_lm", options=ONE)
+    run.add(folder, name="task")
+    batch = run.backbone.prepare(FAMILIES[family].samples(9, 3), run.base.checkpoint)
+    with torch.no_grad():
+        torch.testing.assert_close(run.model()(**batch).logits, wrapped(**batch).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("target", ["wte", "lm_head"])
+@pytest.mark.parametrize("family", [name for name in WRITERS if name == "gpt2"])
+def test_adapter_of_the_tied_output_of_a_language_model(tmp_path, family, target):
+    folder, _ = writer(tmp_path, family, "c_attn", target)
+    backbone = BACKBONES.get("causal_lm")()
+    with pytest.raises(
+        CheckpointError, match=r"one tensor in several places of the base \(lm_head.weight, transf"
+    ):
+        backbone.open(folder, backbone.open(tmp_path / "base"))
