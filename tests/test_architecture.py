@@ -156,7 +156,7 @@ PACKAGES = {
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",
     "weights": "Adapter Canonical Checkpoint Conversion LazyTensors Spec check_against check_finite convert "
-    "open_checkpoint read_json task_vector",
+    "is_hub_id local_path open_checkpoint read_json task_vector",
 }
 
 

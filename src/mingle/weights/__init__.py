@@ -5,7 +5,7 @@ from mingle.weights.checkpoint import Canonical, Checkpoint
 from mingle.weights.conversion import Conversion, convert
 from mingle.weights.lazy_tensors import LazyTensors, Spec
 from mingle.weights.opening import open_checkpoint
-from mingle.weights.source import read_json
+from mingle.weights.source import is_hub_id, local_path, read_json
 from mingle.weights.task_vector import check_against, check_finite, task_vector
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "check_against",
     "check_finite",
     "convert",
+    "is_hub_id",
+    "local_path",
     "open_checkpoint",
     "read_json",
     "task_vector",

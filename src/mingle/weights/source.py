@@ -8,8 +8,8 @@ from typing import Any
 from mingle.errors import CheckpointError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
-"""Weights, and what describes a model and its tokenizer."""
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
+"""Weights, what describes a model and its tokenizer, and the model card."""
 
 
 def is_hub_id(source: str | Path) -> bool:
