@@ -184,3 +184,26 @@ def test_help_does_not_wait_for_torch():
         "import sys; import mingle.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_convert(call, tmp_path):
+    old = tmp_path / "old" / "pytorch_model.bin"
+    old.parent.mkdir()
+    (old.parent / "config.json").write_text("{}")
+    tied = torch.ones(2, 2)
+    torch.save({"state_dict": {"a": tied, "b": tied}, "epoch": 3}, old)
+    code, out, err = call("convert", old, tmp_path / "new", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["key"] == "state_dict"
+    assert found["shared"] == {"b": "a"}
+    assert found["copied"] == ["config.json"]
+    assert torch.equal(load_file(tmp_path / "new" / "model.safetensors")["a"], tied)
+    code, out, _ = call("convert", old)
+    assert code == 0
+    assert f"{tmp_path / 'old'}: model.safetensors (1 tensors, " in out
+    assert "stored once  b = a" in out
+    code, _, err = call("convert", old)
+    assert code == 1
+    assert err.startswith(f"mingle: {tmp_path}/old/model.safetensors: already there; open that")
+    assert "restricted unpickler" in call("convert", "--help")[1]

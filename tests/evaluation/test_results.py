@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mingle.errors import ConfigError
+from mingle.errors import CheckpointError, ConfigError
 from mingle.evaluation import (
     accuracy_matrix,
     average_accuracy,
@@ -178,3 +178,17 @@ def test_test_set_that_was_used_up_as_seeds_is_said(tmp_path, overlapping, zoo, 
     run.add(overlapping.checkpoint("task1"), name="task1", seeds=overlapping.test("task1")[0])
     with pytest.raises(ConfigError, match="'task1'"):
         score(run, overlapping, base)
+
+
+def test_labels_that_the_head_does_not_have(tmp_path, suite_folder, zoo, base):
+    suite = open_suite(suite_folder)
+    run = start(tmp_path / "run", suite, zoo, method="average")
+    file = suite_folder / "data" / "task2.safetensors"
+    data = load_file(file)
+    data["test_labels"][3] = 4
+    save_file(data, file)
+    tests = scored_tasks(open_suite(suite_folder), TASKS, base)
+    message = r"test samples of 'task2': labels 0…4, but the head has 4 classes \(class0, class1, class2, …\)"
+    for score_all in (lambda: evaluate_run(run, tests), lambda: individual_accuracies(suite, base, tests)):
+        with pytest.raises(CheckpointError, match=message):
+            score_all()

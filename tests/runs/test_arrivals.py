@@ -141,3 +141,14 @@ def test_adding_works_whatever_gradient_mode_the_caller_is_in(run, zoo, images, 
     with mode():
         run.add(zoo / "task1", seeds=images)
     assert run.tasks == ("task1",)
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+@pytest.mark.parametrize("method", ["mingle", "mingle_seq"])
+def test_labels_that_the_head_does_not_have(tmp_path, zoo, images, wrong, method):
+    run = mingle.MergeRun.create(tmp_path / "run", zoo / "base", method=method)
+    labels = torch.arange(40) % 4
+    labels[7] = wrong
+    with pytest.raises(CheckpointError, match=r"labels -?\d…\d, but the head has 4 classes"):
+        run.add(zoo / "task1", seeds=images, labels=labels)
+    assert run.tasks == ()

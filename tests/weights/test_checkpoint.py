@@ -19,6 +19,7 @@ import mingle.weights.checkpoint as checkpoint_module
 from mingle.backbones.clip import Clip
 from mingle.errors import CheckpointError
 from mingle.weights import open_checkpoint
+from mingle.weights.source import HUB_FILES
 
 from ..conftest import CONFIG
 
@@ -324,7 +325,7 @@ def test_pickles_are_not_opened(tmp_path, monkeypatch, name, whole_folder):
     monkeypatch.setattr("pickle.load", lambda *a, **k: pytest.fail("a pickle was opened"))
     message = refused(tmp_path if whole_folder else file)
     assert message.startswith(f"{file}: a pickle can run code")
-    assert "safe_serialization=True" in message
+    assert message.endswith(f"mingle convert {file}")
 
 
 def test_safetensors_beside_a_pickle_are_taken(store, zoo):
@@ -449,7 +450,34 @@ def test_hub_id_that_cannot_be_had(monkeypatch, error):
     message = refused("owner/name")
     assert message.startswith("owner/name: no local folder of that name, and the hub did not deliver it (")
     assert (str(error).splitlines() or [type(error).__name__])[0] in message
-    assert asked == [(("owner/name",), {"allow_patterns": ["*.json", "*.safetensors"]})]
+    assert asked == [(("owner/name",), {"allow_patterns": list(HUB_FILES)})]
+
+
+def hub_answers():
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    def answer(kind):
+        # The hub's own errors want a whole response; the message is all that is read.
+        return kind.__new__(kind, "said the hub")
+
+    return [
+        (
+            answer(GatedRepoError),
+            r"gated: accept its terms at https://huggingface.co/owner/name, then log in",
+        ),
+        (answer(RepositoryNotFoundError), "check the name; if the model is private, log in"),
+        (OfflineModeIsEnabled("offline mode is enabled"), "unset HF_HUB_OFFLINE, or download it first"),
+        (ConnectionError("no route"), "check the network, or download it first and pass the folder"),
+    ]
+
+
+@pytest.mark.parametrize(("error", "advice"), hub_answers(), ids=lambda e: type(e).__name__)
+def test_what_to_do_when_the_hub_does_not_deliver(monkeypatch, error, advice):
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert advice in refused("owner/name")
 
 
 def test_path_with_a_space_is_not_a_hub_id():

@@ -4,7 +4,7 @@ Shapes: N samples; C classes of one task; batches are keyword arguments of the m
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mingle.errors import CheckpointError, ConfigError, UnknownNameError
 from mingle.layers import LinearGroup
-from mingle.weights import Canonical, Checkpoint, open_checkpoint
+from mingle.weights import Adapter, Canonical, Checkpoint, open_checkpoint
 
 FORWARD_BATCH = 64
 """Samples per forward pass where no gradient is needed."""
@@ -31,6 +31,16 @@ class Head:
 
     classes: tuple[str, ...]
     tensors: dict[str, Tensor]
+
+    def check_labels(self, labels: Tensor, where: str) -> None:
+        """Refuses labels (N,) that are no numbers of its classes. Raises CheckpointError."""
+        if not labels.numel() or 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+            return
+        shown = ", ".join(self.classes[:3]) + (", …" if len(self.classes) > 3 else "")
+        raise CheckpointError(
+            f"{where}: labels {int(labels.min())}…{int(labels.max())}, but the head has {len(self.classes)} "
+            f"classes ({shown}); is it the head of another task?"
+        )
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,20 @@ class Backbone(ABC):
     """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
 
     def open(self, source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
-        """Opens a folder, file or hub id with this family's tensor names. Raises CheckpointError.
+        """Opens a folder, file, hub id or adapter with this family's tensor names. Raises CheckpointError.
 
-        ``base``: whose configuration a source without a config.json is taken to have.
+        ``base``: what an adapter changes, and whose configuration a source without a config.json has.
         """
-        found = open_checkpoint(source)
-        return found.renamed(self.naming(found if found.config or base is None else base))
+        found = open_checkpoint(source, base=base)
+        described = found if found.config or base is None else base
+        if isinstance(found, Adapter):
+            found.check_tied(self.tied(described))
+        return found.renamed(self.naming(described))
+
+    def tied(self, described: Checkpoint) -> Mapping[str, str]:
+        """Second names of parameters that are one, and the first names they go by. Raises CheckpointError."""
+        del described
+        return {}
 
     def naming(self, described: Checkpoint) -> Canonical:
         """How files of the model that a configuration describes name its tensors. Raises CheckpointError."""

@@ -129,6 +129,10 @@ class TransformersBackbone(Backbone):
 
         return canonical
 
+    def tied(self, described: Checkpoint) -> Mapping[str, str]:
+        """As the class ties them. Raises CheckpointError."""
+        return _tied(self.whole(described))
+
     def head_tensors(self, checkpoint: Checkpoint, described: Checkpoint) -> dict[str, Tensor]:
         """The stored tensors of the head modules, by name, in float32; empty without a head."""
         model = self.whole(described)

@@ -4,7 +4,7 @@ A sample is a text, a class is an answer, see `base_text_writer`. Padding never 
 moments add, real tokens only, those of the encoder where a layer reads its states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ class Seq2seq(TextWriter):
         """Skips the second names of the shared embedding; a stored ``lm_head`` is a tensor of its own."""
         return None if stored_name in (*ALIASES, UNUSED) else stored_name
 
+    def tied(self, described: Checkpoint) -> Mapping[str, str]:
+        """The embeddings, and the output layer unless it is stored on its own."""
+        return dict.fromkeys(_tied_names(described.entries), SHARED)
+
     def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
         """T5Config. Raises CheckpointError for wrong values."""
         from transformers import T5Config
@@ -77,7 +81,7 @@ class Seq2seq(TextWriter):
     def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:
         """Fills the model, ties its embeddings again, and lets padding be known to gates in every pass."""
         shared = state.get(SHARED)
-        tied = ALIASES if "lm_head.weight" in state else (*ALIASES, "lm_head.weight")
+        tied = _tied_names(state)
         aliases = {} if shared is None else dict.fromkeys(tied, shared)
         filled = super().load(model, {**state, **aliases}, source)
         for name in tied:
@@ -154,6 +158,11 @@ def write(model: nn.Module, batch: Batch) -> Tensor:
         if not (going * (chosen != config.eos_token_id)).any():
             break
     return tokens
+
+
+def _tied_names(stored: Collection[str]) -> tuple[str, ...]:
+    """The shared embedding's second names; an output layer that is stored is a tensor of its own."""
+    return ALIASES if "lm_head.weight" in stored else (*ALIASES, "lm_head.weight")
 
 
 def _reads_encoder(name: str) -> bool:

@@ -45,7 +45,9 @@ def init(
 
 def add(
     run: RunFolder,
-    checkpoint: Annotated[str, typer.Argument(help="Fine-tuned model: folder, hub id, file, or suite:task.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Fine-tuned model or LoRA adapter: folder, hub id, file, or suite:task.")
+    ],
     name: Annotated[str | None, typer.Option(help="Name of the task  [default: the checkpoint's].")] = None,
     seeds: Annotated[
         str | None,

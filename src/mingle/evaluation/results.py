@@ -53,10 +53,12 @@ def individual_accuracies(
 ) -> dict[str, float]:
     """Accuracy of every task's own fine-tuned model on its own test samples."""
     found: dict[str, float] = {}
+    heads = {task: _require_head(base, suite, task) for task in tests}
+    _check_labels(heads, tests)
     for task, test in tests.items():
         checkpoint = base.backbone.open(suite.checkpoint(task), base.checkpoint)
         model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
-        found[task] = accuracy(base.backbone, model, _require_head(base, suite, task), test)
+        found[task] = accuracy(base.backbone, model, heads[task], test)
         progress("scoring individual models", len(found), len(tests))
     return found
 
@@ -70,12 +72,14 @@ def evaluate_run(
 ) -> Evaluation:
     """Scores a run after every step it has taken; seeds are left out unless the preset scores them.
 
-    Raises ConfigError for a run without steps or with tasks that have nothing to score.
+    Raises ConfigError for a run without steps or with tasks that have nothing to score, CheckpointError for
+    labels that a task's head does not have.
     """
     method, state = run.method, run.state
     reports = [step.report for step in state.steps]
     used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
     scored = _without_seeds(run, used, tests)
+    _check_labels({step.task: step.head for step in state.steps}, scored)
     matrix = accuracy_matrix(method, state, scored, progress)
     model = None if method.needs_task else method.model(state)
     gates = None if model is None else gate_activations(run.backbone, model, run.tasks, scored)
@@ -136,6 +140,12 @@ def _without_seeds(
             f"{run.path}: every test sample of {', '.join(map(repr, empty))} was a seed; nothing to score"
         )
     return scored
+
+
+def _check_labels(heads: Mapping[str, Head | None], tests: Mapping[str, ScoredTask]) -> None:
+    for task, head in heads.items():
+        if head is not None:
+            head.check_labels(tests[task].labels, f"test samples of {task!r}")
 
 
 def _seed_samples(

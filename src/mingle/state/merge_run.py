@@ -150,9 +150,10 @@ class MergeRun:
     ) -> Step:
         """Merges one more checkpoint and commits the step; a failure at any point changes nothing.
 
-        ``checkpoint``: folder, file, hub id or ``suite:task``. ``seeds``: unlabelled samples, or where they
-        are. ``labels`` only for seed selection ``label``; ``head`` (class embeddings, or a file of them), or
-        ``classes`` (names, with prompt ``templates``), only if the checkpoint brings no head.
+        ``checkpoint``: a model, or a LoRA adapter of the base: folder, file, hub id or ``suite:task``.
+        ``seeds``: unlabelled samples, or where they are. ``labels`` only for seed selection ``label``;
+        ``head`` (class embeddings, or a file of them), or ``classes`` (names, with prompt ``templates``),
+        only if the checkpoint brings no head.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
         task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
@@ -258,6 +259,8 @@ class MergeRun:
         found = raw.labels if labels is None else torch.as_tensor(labels)
         if found is None:
             found = None if head is None else raw.labels_in(head.classes)
+        if found is not None and head is not None:
+            head.check_labels(found, f"seeds from {raw.source}")
         return SeedPool(batch, found, raw.ids(), raw.source)
 
 

@@ -5,7 +5,6 @@ under another version of transformers, or holding more than the merged part, rea
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,6 @@ from torch import Tensor
 from mingle.errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 Canonical = Callable[[str], str | tuple[str, ...] | None]
 """From the name of a stored tensor to the model's name for it.
@@ -53,6 +51,23 @@ class Entry:
         for first in range(0, self.shape[0], rows):
             yield replace(self, shape=(rows, *self.shape[1:]), first=first)
 
+    def read(self) -> Tensor:
+        """The tensor. Raises CheckpointError."""
+        try:
+            with safe_open(self.file, framework="pt") as file:
+                if self.first is None:
+                    whole: Tensor = file.get_tensor(self.stored_name)
+                    return whole
+                rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + self.shape[0]]
+                return rows
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.file}: cannot read tensor {self.stored_name!r}: {error}") from error
+
+    def feed(self, digest: "hashlib._Hash") -> None:
+        """Adds dtype, shape and bytes to a hash, wherever they are stored."""
+        digest.update(f"{self.dtype}\0{self.shape}\0".encode())
+        digest.update(self.read().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -71,18 +86,7 @@ class Checkpoint:
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """Reads one tensor, converted to ``dtype`` if given. Raises CheckpointError."""
-        entry = self.entries[name]
-        try:
-            with safe_open(entry.file, framework="pt") as file:
-                if entry.first is None:
-                    stored: Tensor = file.get_tensor(entry.stored_name)
-                else:
-                    view = file.get_slice(entry.stored_name)
-                    stored = view[entry.first : entry.first + entry.shape[0]]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{entry.file}: cannot read tensor {entry.stored_name!r}: {error}"
-            ) from error
+        stored = self.entries[name].read()
         return stored if dtype is None else stored.to(dtype)
 
     def tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -125,112 +129,20 @@ class Checkpoint:
         """sha256 over canonical names, dtypes, shapes and bytes; independent of how the files are split."""
         digest = hashlib.sha256()
         for name in self.names():
-            entry = self.entries[name]
-            digest.update(f"{name}\0{entry.dtype}\0{entry.shape}\0".encode())
-            digest.update(self.tensor(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(f"{name}\0".encode())
+            self.entries[name].feed(digest)
         return digest.hexdigest()
 
 
-def open_checkpoint(source: str | Path, canonical: Canonical = str) -> Checkpoint:
-    """Opens a model folder, a ``.safetensors`` file or a hub id.
-
-    ``canonical`` says how the tensors are called in the model.
-    Raises CheckpointError for a missing folder, a pickle, a truncated or corrupt file, a repeated name.
-    """
-    path = _local_path(source)
-    folder = path if path.is_dir() else path.parent
-    stored = tuple(
-        Entry(file, name, shape, dtype)
-        for file in _weight_files(path)
-        for name, shape, dtype in _header(file)
-    )
-    return Checkpoint(str(source), folder, _config(folder), {}, stored).renamed(canonical)
-
-
-def _local_path(source: str | Path) -> Path:
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
-    text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(f"{source}: no such folder or file, and not a hub id of the form owner/name")
-    # The hub client is slow to import, and most checkpoints are local.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{source}: no local folder of that name, and the hub did not deliver it ({reason}); "
-            "download it first and pass the folder"
-        ) from error
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise CheckpointError(_refusal(path))
-        return [path]
-    index = path / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index}: expected an object 'weight_map' that names the shards")
-        names = sorted({str(name) for name in weight_map.values()})
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise CheckpointError(f"{index}: expected plain file names, found {', '.join(outside)}")
-        files = [path / name for name in names]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise CheckpointError(f"{index}: shards not found: {', '.join(missing)}")
-        return files
-    single = path / "model.safetensors"
-    if single.exists():
-        return [single]
-    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
-    if pickles:
-        raise CheckpointError(_refusal(pickles[0]))
-    raise CheckpointError(
-        f"{path}: expected model.safetensors or model.safetensors.index.json, found neither"
-    )
-
-
-def _refusal(path: Path) -> str:
-    if path.suffix in PICKLES:
-        return (
-            f"{path}: a pickle can run code when it is opened, so mingle does not open it; "
-            "save the model again with save_pretrained(..., safe_serialization=True)"
-        )
-    return f"{path}: expected a .safetensors file, found {path.suffix or 'no suffix'}"
-
-
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def stored_in(file: Path) -> Iterator[Entry]:
+    """Every tensor of a safetensors file; only its header is read. Raises CheckpointError."""
     try:
         # safe_open checks the header's offsets against the length of the file.
         with safe_open(file, framework="pt") as handle:
             for name in handle.keys():  # noqa: SIM118 – not a dict
                 view = handle.get_slice(name)
-                yield name, tuple(view.get_shape()), view.get_dtype()
+                yield Entry(file, name, tuple(view.get_shape()), view.get_dtype())
     except (SafetensorError, OSError, struct.error) as error:
         raise CheckpointError(
             f"{file}: not a whole safetensors file ({error}); copy or download it again"
         ) from error
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return read_json(path) if path.exists() else {}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object beside a checkpoint. Raises CheckpointError."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

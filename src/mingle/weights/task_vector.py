@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mingle.errors import CheckpointError, MismatchError
+from mingle.weights.adapter import Adapter
 from mingle.weights.checkpoint import DTYPES, Checkpoint
 
 MIN_SIMILARITY = 0.5
@@ -30,7 +31,8 @@ def check_against(base: Checkpoint, checkpoint: Checkpoint, optional: Collection
     ]
     for name in checkpoint.names():
         problems.extend(_tensor_problems(base, checkpoint, name))
-    if not problems:
+    # An adapter resembles whatever base it is put on.
+    if not problems and not isinstance(checkpoint, Adapter):
         problems.extend(_origin_problems(base, checkpoint))
     if problems:
         raise MismatchError(checkpoint.source, problems)
