@@ -44,7 +44,8 @@ class PooledInput(nn.Module):
             return x.reshape(-1, x.shape[-1])
         # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
         # be reused after its graph was freed.
-        if x.is_inference() or (x.is_leaf and x.requires_grad):
+        # A traced tensor is no tensor of this pass, and must not outlive the trace.
+        if torch.compiler.is_compiling() or x.is_inference() or (x.is_leaf and x.requires_grad):
             return self._mean(x)
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version:

@@ -1,6 +1,6 @@
 """What arrives: checkpoints read lazily, and their difference to the base."""
 
-from mingle.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from mingle.weights.checkpoint import Checkpoint, local_path, open_checkpoint, read_json
 from mingle.weights.lazy_tensors import LazyTensors, Spec
 from mingle.weights.task_vector import check_against, check_finite, task_vector
 
@@ -10,6 +10,7 @@ __all__ = [
     "Spec",
     "check_against",
     "check_finite",
+    "local_path",
     "open_checkpoint",
     "read_json",
     "task_vector",

@@ -20,6 +20,9 @@ from torch import Tensor
 from mingle.errors import CheckpointError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"]
+"""What is fetched of a hub repository: tensors, configurations, tokenizers, the model card."""
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -80,7 +83,7 @@ def open_checkpoint(source: str | Path, canonical: Callable[[str], str | None]) 
     ``canonical`` maps a stored name to the model's name, or to None for tensors that are not part of it.
     Raises CheckpointError for a missing folder, a pickle, a truncated or corrupt file, a repeated name.
     """
-    path = _local_path(source)
+    path = local_path(source)
     folder = path if path.is_dir() else path.parent
     entries: dict[str, Entry] = {}
     for file in _weight_files(path):
@@ -99,7 +102,8 @@ def open_checkpoint(source: str | Path, canonical: Callable[[str], str | None]) 
     return Checkpoint(str(source), folder, _config(folder), entries)
 
 
-def _local_path(source: str | Path) -> Path:
+def local_path(source: str | Path) -> Path:
+    """Where a folder, file or hub id lies on this machine, fetched if need be. Raises CheckpointError."""
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -111,7 +115,7 @@ def _local_path(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(text, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
