@@ -30,7 +30,7 @@ def test_export_lists_its_forms_and_writes_one(call, zoo, tmp_path):
 
 def test_an_option_of_another_form_is_a_wrong_call(call, zoo, tmp_path):
     code, _, err = call("export", prepared(zoo, tmp_path / "run"), "--to", "merged", "--no-logits")
-    assert (code, err) == (2, "mingle: export to 'merged': unknown option 'logits'; known: shard_mb\n")
+    assert (code, err) == (2, "mingle: export to 'merged': unknown option 'logits'; known: task, shard_mb\n")
 
 
 def test_scores_come_from_a_file(call, zoo, tmp_path, shared_suite):

@@ -449,7 +449,8 @@ def test_hub_id_that_cannot_be_had(monkeypatch, error):
     message = refused("owner/name")
     assert message.startswith("owner/name: no local folder of that name, and the hub did not deliver it (")
     assert (str(error).splitlines() or [type(error).__name__])[0] in message
-    assert asked == [(("owner/name",), {"allow_patterns": ["*.json", "*.safetensors"]})]
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "README.md"]
+    assert asked == [(("owner/name",), {"allow_patterns": wanted})]
 
 
 def test_path_with_a_space_is_not_a_hub_id():

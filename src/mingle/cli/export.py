@@ -30,6 +30,9 @@ def export(
     logits: Annotated[
         bool | None, typer.Option("--logits/--no-logits", help="onnx: an output of class logits per task.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="merged: task whose head is part of the model, where it has one.")
+    ] = None,
     shard_mb: Annotated[
         float | None, typer.Option(help="merged: split weights into files of so many MB  [default: 5000].")
     ] = None,
@@ -44,7 +47,7 @@ def export(
         forms = {name: str(sys.modules[TARGETS.get(name).__module__].__doc__) for name in TARGETS.names()}
         show(forms, "\n".join(f"{name:<8}  {about}" for name, about in forms.items()), as_json=json)
         return
-    given = {"with_base": with_base, "logits": logits, "shard_mb": shard_mb}
+    given = {"with_base": with_base, "logits": logits, "task": task, "shard_mb": shard_mb}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if results is not None:
         options["results"] = _read(results)

@@ -13,7 +13,7 @@ from mingle.errors import ConfigError, MingleError
 from mingle.state import MergeRun
 from mingle.state.stored_step import public_name
 from mingle.suites import locate
-from mingle.weights import read_json
+from mingle.weights import is_hub_id, read_json
 
 UNKNOWN = "unknown"
 METRICS = {
@@ -85,7 +85,7 @@ def licence(source: str) -> str:
     if folder.exists():
         folder = folder if folder.is_dir() else folder.parent
         return _of_card(folder / "README.md") or _of_suite(folder.parent / "suite.json") or UNKNOWN
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", located):
+    if is_hub_id(located):
         cached = try_to_load_from_cache(located, "README.md")
         return (_of_card(Path(cached)) if isinstance(cached, str) else None) or UNKNOWN
     return UNKNOWN
@@ -121,7 +121,7 @@ def _front_matter(run: MergeRun, base: Mapping[str, str], tasks: list[dict[str, 
             run.header["backbone"],
         ],
     }
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(run.base_source)) and not Path(run.base_source).exists():
+    if is_hub_id(run.base_source):
         front["base_model"] = str(run.base_source)
         front["base_model_relation"] = "merge"
     front["tags"] = list(dict.fromkeys(front["tags"]))

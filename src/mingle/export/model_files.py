@@ -89,7 +89,7 @@ def copy_base(base: Checkpoint, folder: Path, progress: Progress) -> None:
     A single file becomes ``model.safetensors``.
     """
     folder.mkdir()
-    files = sorted({entry.file for entry in base.entries.values()})
+    files = sorted({entry.file for entry in base.stored})
     names = ["model.safetensors"] if len(files) == 1 else [file.name for file in files]
     for done, (file, name) in enumerate(zip(files, names, strict=True), start=1):
         shutil.copyfile(file, folder / name)

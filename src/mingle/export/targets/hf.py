@@ -13,6 +13,7 @@ from mingle.export.target import Target
 from mingle.methods.base_method import Progress
 from mingle.state import MergeRun
 from mingle.state.lock import LOCK_FILE
+from mingle.weights import is_hub_id
 
 BASE_FOLDER = "base"
 
