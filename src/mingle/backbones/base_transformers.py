@@ -63,9 +63,9 @@ class TransformersBackbone(Backbone):
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The class without its head; buffers that no file stores are real. Raises CheckpointError."""
-        model: nn.Module = self._whole(checkpoint)
-        for name in self._heads_of(model):
-            model.set_submodule(name, nn.Identity())
+        model: nn.Module = self.whole(checkpoint)
+        for prefix in self._head_prefixes(model):
+            model.set_submodule(prefix.removesuffix("."), nn.Identity())
         return model
 
     def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:
@@ -84,9 +84,9 @@ class TransformersBackbone(Backbone):
         What else a pretraining model had (other heads) is left out; a tensor of the backbone that the class
         does not have keeps its name, and is refused as unexpected. Raises CheckpointError.
         """
-        model = self._whole(described)
+        model = self.whole(described)
         rename = library_names(model)
-        heads = tuple(f"{name}." for name in self._heads_of(model))
+        heads = self._head_prefixes(model)
         own = {name for name in model.state_dict() if not name.startswith(heads)} - _tied(model).keys()
         prefix = f"{model.base_model_prefix}."
         known = set(model.state_dict()) | {name for name, _ in model.named_buffers()}
@@ -104,9 +104,9 @@ class TransformersBackbone(Backbone):
 
     def head_tensors(self, checkpoint: Checkpoint, described: Checkpoint) -> dict[str, Tensor]:
         """The stored tensors of the head modules, by name, in float32; empty without a head."""
-        model = self._whole(described)
+        model = self.whole(described)
         rename = library_names(model)
-        heads = tuple(f"{name}." for name in self._heads_of(model))
+        heads = self._head_prefixes(model)
 
         def canonical(stored_name: str) -> str | None:
             name = rename(stored_name)
@@ -114,6 +114,12 @@ class TransformersBackbone(Backbone):
 
         found = replace(checkpoint, entries=checkpoint.select(canonical))
         return dict(found.tensors(torch.float32))
+
+    def head_parameters(self, described: Checkpoint) -> dict[str, Tensor]:
+        """Parameters of the head modules in the class that a configuration describes, on the meta device."""
+        model = self.whole(described)
+        heads = self._head_prefixes(model)
+        return {name: tensor for name, tensor in model.named_parameters() if name.startswith(heads)}
 
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
         """The Linears of one kind in one module read the same tensor. Raises UnknownNameError.
@@ -143,17 +149,20 @@ class TransformersBackbone(Backbone):
         config: Any = model.config
         return int(config.hidden_size)
 
-    def _whole(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a model class of transformers
+    def whole(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a model class of transformers
+        """The class with its head, on the meta device. Raises CheckpointError."""
         import transformers
         from accelerate import init_empty_weights
+        from transformers.initialization import no_init_weights
 
         self.check_family(checkpoint)
         config = self.config(checkpoint)
-        with _described(checkpoint), init_empty_weights(include_buffers=False):
+        # Random numbers on the meta device are nothing, but drawing them takes most of the time.
+        with _described(checkpoint), init_empty_weights(include_buffers=False), no_init_weights():
             return getattr(transformers, self.auto_class).from_config(config, dtype=torch.float32)
 
-    def _heads_of(self, model: nn.Module) -> list[str]:
-        return [name for name, _ in model.named_modules() if name in self.heads]
+    def _head_prefixes(self, model: nn.Module) -> tuple[str, ...]:
+        return tuple(f"{name}." for name, _ in model.named_modules() if name in self.heads)
 
     def _norm(self, model: nn.Module, parent: str, kind: str) -> str | None:
         config: Any = model.config
