@@ -62,12 +62,12 @@ class PooledInput(nn.Module):
 
     def _mean(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, -2)
-        if self.samples is not None and self.samples != len(x):
-            rows = len(x) // self.samples
+        if self.samples is not None and self.samples != x.shape[0]:
+            rows = x.shape[0] // self.samples
             return tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1).repeat_interleave(rows, dim=0)
         if self.mask is None:
             return tokens.mean(dim=1)
-        weight = self.mask.reshape(len(x), -1, 1).to(x.dtype)
+        weight = self.mask.reshape(x.shape[0], -1, 1).to(x.dtype)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def _forget(self, _: object) -> None:
