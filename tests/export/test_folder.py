@@ -1,5 +1,7 @@
 """An export is there whole or not at all, and takes nobody's place."""
 
+from pathlib import Path
+
 import pytest
 
 from mingle.errors import ConfigError, ExportError, UnknownNameError
@@ -36,6 +38,22 @@ def test_a_failure_leaves_what_was_there(averaged, tmp_path, monkeypatch):
 
     monkeypatch.setattr("mingle.export.targets.merged.write_heads", fail)
     with pytest.raises(ExportError, match=r"out: could not write the export \(No space left"):
+        export_run(averaged, "merged", out, force=True)
+    assert check_files(out) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_export_that_cannot_take_the_place_leaves_the_earlier_one(averaged, tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.rename
+    content = export_run(averaged, "merged", out)
+
+    def fail(path, target):
+        if target == out and not path.name.endswith(".old"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ExportError, match=r"could not write the export \(Input/output error\)"):
         export_run(averaged, "merged", out, force=True)
     assert check_files(out) == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

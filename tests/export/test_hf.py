@@ -56,6 +56,21 @@ def test_it_holds_no_pickle_and_no_path_of_the_machine(made):
     assert json.loads((folder / "mingle.json").read_text())["header"]["base"]["source"] == "base"
 
 
+def test_a_hub_id_is_fetched_with_all_that_is_hashed(made, monkeypatch):
+    folder, _ = made
+    asked = []
+
+    def download(repo, allow_patterns):
+        asked.append(repo)
+        wanted = [p for pattern in allow_patterns for p in folder.rglob(pattern)]
+        assert {p for p in folder.rglob("*") if p.is_file()} <= set(wanted)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert mingle.from_pretrained("owner/merged").tasks == TASKS
+    assert asked == ["owner/merged"]
+
+
 @pytest.mark.parametrize(
     ("name", "error"),
     [

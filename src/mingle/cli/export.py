@@ -44,7 +44,8 @@ def export(
     from mingle.state import MergeRun
 
     if to is None:
-        forms = {name: str(sys.modules[TARGETS.get(name).__module__].__doc__) for name in TARGETS.names()}
+        abouts = {name: sys.modules[TARGETS.get(name).__module__].__doc__ or "" for name in TARGETS.names()}
+        forms = {name: about.strip().replace("``", "`") for name, about in abouts.items()}
         show(forms, "\n".join(f"{name:<8}  {about}" for name, about in forms.items()), as_json=json)
         return
     given = {"with_base": with_base, "logits": logits, "task": task, "shard_mb": shard_mb}

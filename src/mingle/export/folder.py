@@ -29,9 +29,7 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         _require_room(out, force=force)
-        if out.exists():
-            out.rename(older)
-        temporary.rename(out)
+        _swap(temporary, out, older)
         sync_folder(out.parent)
     except OSError as error:
         raise ExportError(
@@ -41,6 +39,17 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(older, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path, older: Path) -> None:
+    try:
+        if place.exists():
+            place.rename(older)
+        new.rename(place)
+    except BaseException:
+        if older.exists() and not place.exists():
+            older.rename(place)
+        raise
 
 
 def seal(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:
