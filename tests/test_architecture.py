@@ -24,6 +24,7 @@ STAGES = (
     {"state"},
     {"export"},
     {"evaluation"},
+    {"tracking"},
     {"benchmark"},
     {"report"},
     {"cli"},

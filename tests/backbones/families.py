@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..conftest import CONFIG, perturbed, write_checkpoint
-from .t5 import WORDS, sentences, write_t5, write_tokenizer
+from .t5 import sentences, write_t5, write_tokenizer
 
 TASKS = ("task1", "task2")
 CLASSES = 3
@@ -131,5 +131,3 @@ for _name, (_type, _values) in TEXTS.items():
         lambda root, kind=_type, values=_values: write_text_classifier(root, kind, values),
         sentences,
     )
-
-__all__ = ["FAMILIES", "IMAGES", "TASKS", "TEXTS", "WORDS", "Family", "images", "sentences"]

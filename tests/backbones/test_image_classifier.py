@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from transformers import AutoModel, AutoModelForImageClassification, BitImagePro
 from mingle.backbones import BACKBONES, Head
 from mingle.backbones.image_classifier import ImageClassifier
 from mingle.errors import CheckpointError, ConfigError, SeedsError
+from mingle.evaluation import gate_activations
+from mingle.evaluation.matrix import ScoredTask
 from mingle.layers import wrap
 from mingle.methods import Base
 from mingle.state import MergeRun
@@ -100,6 +103,17 @@ def test_a_gate_is_one_number_per_picture(family):
         rows = gates.reshape(3, -1)
         assert torch.equal(rows, rows[:, :1].expand_as(rows)), name
         assert len(rows[:, 0].unique()) == 3, name
+
+
+def test_mean_gates_are_per_picture_too(tmp_path):
+    """What an evaluation reports of gates, for a family that cuts pictures into windows."""
+    FAMILIES["swin"].write(tmp_path)
+    run = MergeRun.create(tmp_path / "run", tmp_path / "base", preset="static", backbone="image_classifier")
+    run.add(tmp_path / "task1", seeds=images(1, 15))
+    batches = partial(BACKBONE.prepare, base=run.base.checkpoint)
+    tests = {"task1": ScoredTask("task1", images(2, 3), torch.zeros(3, dtype=torch.int64), batches)}
+    found = gate_activations(BACKBONE, run.model(), run.tasks, tests)
+    assert torch.tensor(found.mean).sub(0.3).abs().max() < 1e-6
 
 
 def test_heads_may_be_given(vit, task, tmp_path):
@@ -191,12 +205,14 @@ def test_a_file_without_a_configuration_is_merged(vit, tmp_path):
     assert all(torch.equal(step.head.tensors[name], expected[name]) for name in expected)
 
 
-def test_routed_mlps_need_mlps_that_are_modules(family):
+def test_routed_mlps_need_mlps_that_are_modules(family, tmp_path):
     name, root = family
     model = BACKBONE.skeleton(BACKBONE.open(root / "base"))
     if name == "swinv2":
         with pytest.raises(ConfigError, match="the MLPs of Swinv2ForImageClassification are no modules"):
             BACKBONE.groups(model, "mlp")
+        with pytest.raises(ConfigError, match="methods that route whole MLPs"):
+            MergeRun.create(tmp_path / "run", root / "base", method="wemoe", backbone="image_classifier")
         return
     named = {part.rpartition(".mlp.")[2] for group in BACKBONE.groups(model, "mlp") for part in group.linears}
     assert named == ({"gate_proj", "up_proj", "down_proj"} if "swiglu" in name else {"fc1", "fc2"})

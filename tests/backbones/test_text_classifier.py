@@ -168,7 +168,7 @@ def lowercased(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
 
 
-@pytest.mark.parametrize(("change", "part"), [(other_words, "vocabulary"), (lowercased, "normalizer")])
+@pytest.mark.parametrize(("change", "part"), [(other_words, "vocabulary"), (lowercased, "normaliser")])
 def test_another_tokenizer_is_refused_before_anything_is_computed(bert, tmp_path, change, part):
     folder = shutil.copytree(bert / "task1", tmp_path / "task")
     run = MergeRun.create(tmp_path / "run", bert / "base", method="average", backbone="text_classifier")

@@ -1,5 +1,7 @@
 """Scores against loops that classify one sample at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -139,6 +141,17 @@ def test_task_without_a_head_cannot_be_scored(merged, tests, base, zoo):
 
 
 # --- the scored samples
+
+
+def test_a_head_of_other_classes_is_noticed_before_anything_is_scored(merged, tests, monkeypatch):
+    method, state = merged("average")
+    labels = tests["task2"].labels.clone()
+    labels[3] = 4
+    monkeypatch.setattr(matrix_module, "accuracy", None)
+    with pytest.raises(
+        CheckpointError, match=r"task 'task2': its head has 4 classes, .* have label 4; expected"
+    ):
+        accuracy_matrix(method, state, {**tests, "task2": replace(tests["task2"], labels=labels)})
 
 
 def test_seeds_are_left_out_by_content(tests):

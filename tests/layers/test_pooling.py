@@ -224,3 +224,14 @@ def test_inputs_without_tokens_do_not_outlive_their_use():
     del x
     gc.collect()
     assert mixture.pool._last is None
+
+
+def test_rows_of_one_sample_share_its_mean():
+    """Windows of a picture, one after the other: six rows of two samples."""
+    pool = PooledInput()
+    x = draw(1, 6, 4, D_IN)
+    pool.samples = 2
+    expected = x.reshape(2, 12, D_IN).mean(1)
+    torch.testing.assert_close(pool(x), expected.repeat_interleave(3, 0), **EXACT)
+    rows = draw(2, 2, 4, D_IN)
+    torch.testing.assert_close(pool(rows), rows.mean(1), **EXACT)

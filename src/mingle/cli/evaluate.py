@@ -1,11 +1,13 @@
 """Commands that score a run and predict with it."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from mingle.cli.console import Command, Json, progress_bar, settings_text, show
-from mingle.cli.run import BaseNow, RunFolder
+from mingle.cli.run import BaseNow, RunFolder, Track
 
 
 def evaluate(
@@ -15,21 +17,27 @@ def evaluate(
         int | None, typer.Option(min=1, help="Score at most that many per task  [default: all].")
     ] = None,
     base: BaseNow = None,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Score every step of a run on every task so far: accuracy matrix, ACC, BWT, FWT, normalised ACC."""
     from mingle.evaluation import evaluate_run, individual_accuracies, relative_metrics, scored_tasks
     from mingle.state import MergeRun
     from mingle.suites import open_suite
+    from mingle.tracking import open_tracker, track_evaluation
 
     opened, chosen = MergeRun.open(run, base=base), open_suite(suite)
     chosen.check([task for task in opened.tasks if task in chosen.tasks])
     tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
-    with progress_bar() as progress:
+    follow = open_tracker(track, opened.path.name) if track else nullcontext()
+    with follow as tracker, progress_bar() as progress:
         individual = individual_accuracies(chosen, opened.base, tests, progress)
-        result = evaluate_run(opened, tests, progress=progress).as_dict()
-    own = [individual[task] for task in opened.tasks]
-    result["metrics"] = {**result["metrics"], **relative_metrics(result["matrix"], own)}
+        found = evaluate_run(opened, tests, progress=progress)
+        own = [individual[task] for task in opened.tasks]
+        found = replace(found, metrics={**found.metrics, **relative_metrics(found.matrix, own)})
+        if tracker is not None:
+            track_evaluation(tracker, found)
+    result = found.as_dict()
     show({**result, "individual": individual}, _scores(result), as_json=json)
 
 

@@ -1,5 +1,6 @@
 """Commands that create, extend, read and check a run."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,10 @@ import typer
 from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
+Track = Annotated[
+    str | None,
+    typer.Option(help="Log to tensorboard:FOLDER or mlflow:FOLDER; needs the extra of that name."),
+]
 BaseNow = Annotated[str | None, typer.Option("--base", help="Where the base is now, if it has moved.")]
 
 
@@ -61,16 +66,19 @@ def add(
         ),
     ] = None,
     base: BaseNow = None,
+    track: Track = None,
     json: Json = False,
 ) -> None:
     """Merge one more checkpoint. A failure or a kill at any moment leaves the run as it was."""
     from mingle.backbones import read_names
     from mingle.state import MergeRun
+    from mingle.tracking import open_tracker, track_step
 
     opened = MergeRun.open(run, base=base)
     names = read_names(classes) if classes else None
     prompts = read_names(templates) if templates else None
-    with progress_bar() as progress:
+    follow = open_tracker(track, opened.path.name) if track else nullcontext()
+    with follow as tracker, progress_bar() as progress:
         step = opened.add(
             checkpoint,
             name=name,
@@ -80,6 +88,8 @@ def add(
             templates=prompts,
             progress=progress,
         )
+        if tracker is not None:
+            track_step(tracker, opened, step.task)
     info = opened.info(step.task)
     text = f"{step.task}: merged as step {len(opened.tasks)} in {info['seconds']:.1f} s"
     show(info, "\n".join([text, *_describe(info["report"])]), as_json=json)

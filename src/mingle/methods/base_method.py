@@ -134,8 +134,8 @@ def require_seeds(arrival: Arrival) -> tuple[SeedPool, Head]:
         )
     if arrival.head is None:
         raise CheckpointError(
-            f"{arrival.checkpoint.source}: no class head found; put head.safetensors (class_embeddings, "
-            "classes × dimension) beside the checkpoint, or pass head= (--head)"
+            f"{arrival.checkpoint.source}: no class head found; put head.safetensors (for CLIP: "
+            "class_embeddings, classes × dimension) beside the checkpoint, or pass head= (--head)"
         )
     return arrival.seeds, arrival.head
 

@@ -54,6 +54,11 @@ class WemoeMethod(SeedMethod[WemoeOptionsT], Generic[WemoeOptionsT]):
     older rows included, trains on seeds that are of the newest task only. That is what forgets.
     """
 
+    def settings(self, base: Base) -> dict[str, Any]:
+        """Raises ConfigError for a base whose MLPs are no modules that a router could serve."""
+        _mlps(base)
+        return super().settings(base)
+
     @abstractmethod
     def expert(self, delta: Tensor, base: Base) -> dict[str, Tensor]:
         """What is kept of the task vector of one weight: ``weight``, or ``A`` and ``B``."""
