@@ -22,6 +22,7 @@ STAGES = (
     {"methods"},
     {"suites"},
     {"state"},
+    {"export"},
     {"evaluation"},
     {"tracking"},
     {"benchmark"},
@@ -140,7 +141,8 @@ def test_files_and_functions_stay_short(file):
 
 
 def test_public_names_are_pinned():
-    assert mingle.__all__ == ["BACKBONES", "METHODS", "SUITES", "MergeRun", "MingleError", "__version__"]
+    names = "BACKBONES METHODS SUITES MergeRun MergedModel MingleError __version__ from_pretrained"
+    assert mingle.__all__ == names.split()
     assert dir(mingle) == sorted(mingle.__all__)
     assert all(getattr(mingle, name) is not None for name in mingle.__all__)
     with pytest.raises(AttributeError, match="module 'mingle' has no attribute 'Merge'"):
@@ -151,6 +153,7 @@ PACKAGES = {
     "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence minimise "
     "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
+    "export": "EXPORT_FILE TARGETS MergedModel Push Target export_run from_pretrained model_card push_run",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
     "RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed mixtures unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",

@@ -10,6 +10,7 @@ The pipeline, one folder a stage, each importing from earlier ones only:
     methods      state in, state out: mingle, and what it is compared with
     suites       tasks, data and checkpoints to try it on
     state        the merged model on disk, as an append-only history
+    export       the same in the forms of other tools, and to the hub
     evaluation   the accuracy matrix and what follows from it; then benchmark, report and cli
 """
 
@@ -20,6 +21,8 @@ from mingle.errors import MingleError
 
 if TYPE_CHECKING:
     from mingle.backbones import BACKBONES as BACKBONES
+    from mingle.export import MergedModel as MergedModel
+    from mingle.export import from_pretrained as from_pretrained
     from mingle.methods import METHODS as METHODS
     from mingle.state import MergeRun as MergeRun
     from mingle.suites import SUITES as SUITES
@@ -30,10 +33,21 @@ _LAZY = {
     "METHODS": "mingle.methods",
     "SUITES": "mingle.suites",
     "MergeRun": "mingle.state",
+    "MergedModel": "mingle.export",
+    "from_pretrained": "mingle.export",
 }
 
 __version__ = "0.1.0"
-__all__ = ["BACKBONES", "METHODS", "SUITES", "MergeRun", "MingleError", "__version__"]
+__all__ = [
+    "BACKBONES",
+    "METHODS",
+    "SUITES",
+    "MergeRun",
+    "MergedModel",
+    "MingleError",
+    "__version__",
+    "from_pretrained",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -9,6 +9,7 @@
     │   └── MismatchError      a checkpoint does not fit the base (lists every mismatch)
     ├── DivergedError          a computation left the finite numbers
     ├── SeedsError             seed samples are missing, empty or of the wrong shape
+    ├── ExportError            a run cannot be written in a form, or a folder or repository cannot take it
     └── RunError               a run folder cannot be created, opened or changed
         ├── RunLockedError     another process is writing
         ├── RunDamagedError    a file is missing, truncated or altered
@@ -63,6 +64,10 @@ class DivergedError(MingleError):
 
 class SeedsError(MingleError):
     """Seed samples are missing, empty or of the wrong shape."""
+
+
+class ExportError(MingleError):
+    """A run cannot be written in a form, or a folder or repository cannot take it."""
 
 
 class RunError(MingleError):

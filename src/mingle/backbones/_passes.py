@@ -32,7 +32,8 @@ def tell_samples(name: str, pool: PooledInput, kwargs: Mapping[str, Any]) -> Non
     """A layer may see a sample in several rows (windows of a picture); its gate is the sample's."""
     del name
     pictures = kwargs.get("pixel_values")
-    pool.samples = None if pictures is None else len(pictures)
+    # Not len(): a traced batch has no number of samples yet.
+    pool.samples = None if pictures is None else pictures.shape[0]
 
 
 def _before(tell: Tell, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mingle import __version__
-from mingle.cli import bench, convert, demo, evaluate, report, run, suite
+from mingle.cli import bench, convert, demo, evaluate, export, report, run, suite
 from mingle.cli.console import main_with
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def _root(
         os.environ["MINGLE_DATA"] = str(data)
 
 
-for module in (demo, run, evaluate, bench, report, convert):
+for module in (demo, run, evaluate, export, bench, report, convert):
     for command in module.COMMANDS:
         app.command(*command.names, epilog=command.example)(command.function)
 

@@ -13,6 +13,10 @@ Track = Annotated[
     str | None,
     typer.Option(help="Log to tensorboard:FOLDER or mlflow:FOLDER; needs the extra of that name."),
 ]
+Templates = Annotated[
+    Path | None,
+    typer.Option(help="Prompts around the class names, {} stands for the name  [default: a photo of a {}.]."),
+]
 BaseNow = Annotated[str | None, typer.Option("--base", help="Where the base is now, if it has moved.")]
 
 
@@ -61,12 +65,7 @@ def add(
         Path | None,
         typer.Option(help="Class names instead of a head: one per line, or a JSON list (.json)."),
     ] = None,
-    templates: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prompts around the class names, {} stands for the name  [default: a photo of a {}.]."
-        ),
-    ] = None,
+    templates: Templates = None,
     base: BaseNow = None,
     track: Track = None,
     json: Json = False,

@@ -59,7 +59,8 @@ class PooledInput(nn.Module):
             return x.reshape(-1, x.shape[-1])
         # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
         # be reused after its graph was freed.
-        if x.is_inference() or (x.is_leaf and x.requires_grad):
+        # A traced tensor is no tensor of this pass, and must not outlive the trace.
+        if torch.compiler.is_compiling() or x.is_inference() or (x.is_leaf and x.requires_grad):
             return self._mean(x)
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version:
@@ -72,12 +73,12 @@ class PooledInput(nn.Module):
 
     def _mean(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, -2)
-        if self.samples is not None and self.samples != len(x):
-            rows = len(x) // self.samples
+        if self.samples is not None and self.samples != x.shape[0]:
+            rows = x.shape[0] // self.samples
             return tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1).repeat_interleave(rows, dim=0)
         if self.mask is None:
             return tokens.mean(dim=1)
-        weight = self.mask.reshape(len(x), -1, 1).to(x)
+        weight = self.mask.reshape(x.shape[0], -1, 1).to(x)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def _forget(self, _: object) -> None:

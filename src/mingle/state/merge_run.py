@@ -18,7 +18,7 @@ from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
 from mingle.state.run_folder import RunFolder
-from mingle.state.stored_step import append_step, read_step
+from mingle.state.stored_step import append_step, copy_run, read_step
 from mingle.suites import RawSamples, load_samples, locate, suite_part
 from mingle.weights import Checkpoint, check_against, check_finite
 
@@ -96,6 +96,16 @@ class MergeRun:
         return self._folder.manifest.header
 
     @property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest, which covers every file of every step."""
+        return self._folder.manifest.sha256
+
+    @property
+    def base_source(self) -> str | Path:
+        """Where the base is: as said when the run was opened, or else as stored when it was created."""
+        return self._base_source or _resolve(self.header["base"]["source"], self.path)
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the merged tasks, oldest first."""
         return tuple(step.name for step in self._folder.manifest.steps)
@@ -115,7 +125,7 @@ class MergeRun:
     def base(self) -> Base:
         """The base, checked against the fingerprint of the run. Raises MismatchError, CheckpointError."""
         stored = self.header["base"]
-        source = self._base_source or _resolve(stored["source"], self.path)
+        source = self.base_source
         try:
             checkpoint = self.backbone.open(locate(source))
         except CheckpointError as error:
@@ -210,11 +220,22 @@ class MergeRun:
         state = self.state if steps is None else self.state.prefix(steps)
         return copy.deepcopy(self.method.model(state, task))
 
+    def copy(self, path: str | Path, *, base: str | None = None, progress: Progress = silent) -> Self:
+        """The run in a new folder, without paths of this machine; ``base`` replaces the stored source of it.
+
+        Raises RunError, RunDamagedError.
+        """
+        source = base or _portable(self.base_source, Path(path))
+        return type(self)(copy_run(self._folder, Path(path), source, progress))
+
     @torch.no_grad()
-    def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:
+    def predict(
+        self, samples: str | Path | Samples, task: str, *, model: nn.Module | None = None
+    ) -> tuple[Tensor, tuple[str, ...]]:
         """Class probabilities (N, C) of samples under a task's head, and its class names.
 
-        A row of zeros: the model's answer is no class of the task (models that write text).
+        A row of zeros: the model's answer is no class of the task (models that write text). ``model``: the
+        merged model, where it is at hand.
 
         Samples pass through the model in batches of 64; only with batch gates the result depends on it.
         """
@@ -225,12 +246,15 @@ class MergeRun:
             raise CheckpointError(
                 f"{self.path}: task {task!r} was added without a class head; nothing to predict with"
             )
-        model = self.method.model(state, task if self.method.needs_task else None)
+        if model is None:
+            model = self.method.model(state, task if self.method.needs_task else None)
+        device = next(model.parameters()).device
         raw = load_samples(samples).samples
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
         batches = (self.backbone.prepare(part, self.base.checkpoint) for part in parts)
-        found = [self.backbone.probabilities(self.backbone.features(model, batch), head) for batch in batches]
-        return torch.cat(found), head.classes
+        moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
+        found = [self.backbone.probabilities(self.backbone.features(model, batch), head) for batch in moved]
+        return torch.cat(found).cpu(), head.classes
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from mingle.backbones import Head
 from mingle.methods import Step
+from mingle.methods.base_method import Progress
 from mingle.provenance import machine, versions
 from mingle.state.run_folder import RunFolder
 from mingle.weights import Checkpoint
@@ -68,3 +70,29 @@ def append_step(folder: RunFolder, step: Step, checkpoint: Checkpoint, started: 
         }
 
     return folder.append(step.task, tensors, info)
+
+
+def copy_run(folder: RunFolder, path: Path, base: str, progress: Progress) -> RunFolder:
+    """The same header and steps in a new folder, with another source of the base. Raises RunError.
+
+    Every file is checked while it is read. Of where checkpoints and seeds lay on this machine only the last
+    part of the path is kept: a copy is made to be given away.
+    """
+    header = dict(folder.manifest.header)
+    copied = RunFolder.create(path, header | {"base": {**header["base"], "source": base}})
+    steps = folder.manifest.steps
+    for index, step in enumerate(steps):
+        tensors = {stem: folder.read(index, stem) for stem in folder.stems(index)}
+        info = folder.info(index)
+        for part in (info["checkpoint"], info["report"].get("seeds", {})):
+            part.update({key: public_name(part[key]) for key in ("source",) if key in part})
+        copied = copied.append(step.name, tensors, info, summary=step.summary)
+        progress("steps", index + 1, len(steps))
+    return copied
+
+
+def public_name(source: str) -> str:
+    """A source without the folders of this machine; a hub id or ``suite:task`` is what it was."""
+    path = Path(source)
+    local = path.is_absolute() or path.exists() or source.startswith((".", "~"))
+    return path.resolve().name if local else source

@@ -35,7 +35,9 @@ _PLACE = {dtype: place for place, dtype in enumerate(DTYPES)}
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], what: str) -> Iterator[bytes | memoryview]:
+def encode_tensors(
+    tensors: Mapping[str, Tensor], what: str, metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """The safetensors file of the tensors in parts, the bytes that ``safetensors.torch.save`` would give.
 
     The header comes first, for the shapes of lazy tensors are known; then each tensor is made, handed out and
@@ -46,7 +48,7 @@ def encode_tensors(tensors: Mapping[str, Tensor], what: str) -> Iterator[bytes |
         if specs is None:
             specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         names = sorted(specs, key=lambda name: (_PLACE[specs[name].dtype], name))
-        yield _header(names, specs)
+        yield _header(names, specs, metadata)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _unfit(what, error) from error
     take = tensors.stream if isinstance(tensors, LazyTensors) else tensors.__getitem__
@@ -103,10 +105,10 @@ def _layout(path: Path) -> tuple[dict[str, Spec], dict[str, tuple[int, int]]]:
     return specs, {n: (8 + length + start, 8 + length + stop) for n, (start, stop) in offsets.items()}
 
 
-def _header(names: list[str], specs: Mapping[str, Spec]) -> bytes:
+def _header(names: list[str], specs: Mapping[str, Spec], metadata: Mapping[str, str] | None) -> bytes:
     if "__metadata__" in specs:
         raise ValueError("the name '__metadata__', which the format reserves")
-    entries: dict[str, object] = {}
+    entries: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
     for name in names:
         if not isinstance(name, str):

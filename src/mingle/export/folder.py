@@ -1,0 +1,106 @@
+"""Folders of exports: written whole or not at all, with the hash of every file in ``export.json``."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mingle.errors import ExportError, RunDamagedError
+from mingle.state.lock import sync_folder, write_file
+from mingle.state.manifest import FileEntry, read_json, readable_json
+
+EXPORT_FILE = "export.json"
+CARD_FILE = "README.md"
+SCHEMA = 1
+
+
+@contextmanager
+def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its place once all is written, and goes if anything fails.
+
+    Raises ExportError where ``out`` holds anything; with ``force``, anything but an earlier export.
+    """
+    _require_room(out, force=force)
+    temporary = out.parent / f".{out.name}.export-{os.getpid()}"
+    older = temporary.with_name(f"{temporary.name}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _require_room(out, force=force)
+        _swap(temporary, out, older)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise ExportError(
+            f"{out}: could not write the export ({error.strerror or error}); nothing was changed; "
+            "check the disk and the permissions of the folder and try again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(older, ignore_errors=True)
+
+
+def _swap(new: Path, place: Path, older: Path) -> None:
+    try:
+        if place.exists():
+            place.rename(older)
+        new.rename(place)
+    except BaseException:
+        if older.exists() and not place.exists():
+            older.rename(place)
+        raise
+
+
+def seal(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes ``export.json``: the description, then size and sha256 of every file; returns its content.
+
+    The model card is left out: it may be edited.
+    """
+    files = {name: FileEntry.of_file(folder / name).model_dump() for name in file_names(folder)}
+    files.pop(CARD_FILE, None)
+    content = {"schema": SCHEMA, **description, "files": files}
+    write_file(folder / EXPORT_FILE, [readable_json(content, EXPORT_FILE)])
+    for name in file_names(folder):
+        with (folder / name).open("rb+") as file:
+            os.fsync(file.fileno())
+    return content
+
+
+def check_files(folder: Path) -> dict[str, Any]:
+    """Compares every file with ``export.json`` and returns that. Raises ExportError, RunDamagedError."""
+    path = folder / EXPORT_FILE
+    if not path.is_file():
+        raise ExportError(
+            f"{folder}: holds no {EXPORT_FILE}; write it with: mingle export RUN --to hf --out FOLDER"
+        )
+    content = read_json(path.read_bytes(), path)
+    if content.get("schema") != SCHEMA:
+        raise ExportError(f"{path}: expected schema {SCHEMA}, found {content.get('schema')}; update mingle")
+    for name, stored in content["files"].items():
+        entry = FileEntry(**stored)
+        try:
+            found = FileEntry.of_file(folder / name)
+        except OSError as error:
+            raise RunDamagedError(
+                f"{folder / name}: expected a file, found none ({error.strerror})"
+            ) from None
+        if problem := entry.difference(folder / name, found):
+            raise RunDamagedError(problem)
+    return content
+
+
+def file_names(folder: Path) -> list[str]:
+    """Every file under a folder by its path inside it, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _require_room(out: Path, *, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / EXPORT_FILE).is_file():
+        raise ExportError(f"{out}: not an earlier export, so it is left alone; choose another folder")
+    if not force:
+        raise ExportError(
+            f"{out}: already holds an export; replace it with force (--force), or choose another folder"
+        )

@@ -1,0 +1,1 @@
+"""The forms a run can be exported to: one file each."""

@@ -1,0 +1,79 @@
+"""The merged model as a graph: parity with onnxruntime."""
+
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from mingle.errors import ConfigError, ExportError
+from mingle.export import export_run
+from tests.export.conftest import TASKS
+
+
+@pytest.fixture(scope="module")
+def folder(gated, tmp_path_factory):
+    out = tmp_path_factory.mktemp("onnx") / "out"
+    export_run(gated, "onnx", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def session(folder):
+    return onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_graph_computes_what_the_model_does_for_any_batch(gated, session, pixels, size):
+    batch = gated.backbone.prepare(pixels[:size], gated.base.checkpoint)
+    found = session.run(None, {"pixel_values": batch["pixel_values"].numpy()})
+    assert [output.name for output in session.get_outputs()] == ["features", *TASKS]
+    with torch.no_grad():
+        features = gated.backbone.features(gated.model(), batch)
+        logits = [gated.backbone.classify(features, step.head) for step in gated.state.steps]
+        without = gated.backbone.features(gated.base.model(), batch)
+    assert (features - without).abs().max() > 0.01
+    for one, two in zip(found, [features, *logits], strict=True):
+        np.testing.assert_allclose(one, two.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_does_not_depend_on_the_rest_of_its_batch(gated, session, pixels):
+    batch = gated.backbone.prepare(pixels, gated.base.checkpoint)["pixel_values"].numpy()
+    together = session.run(["features"], {"pixel_values": batch[:3]})[0]
+    other = np.concatenate([batch[:1], batch[5:9]])
+    np.testing.assert_allclose(
+        session.run(["features"], {"pixel_values": other})[0][0], together[0], atol=1e-5
+    )
+
+
+def test_the_file_says_nothing_of_the_machine(folder):
+    onnx.checker.check_model(folder / "model.onnx")
+    data = (folder / "model.onnx").read_bytes()
+    assert b"site-packages" not in data
+    assert b".py" not in data
+
+
+def test_logits_may_be_left_out(averaged, tmp_path):
+    content = export_run(averaged, "onnx", tmp_path / "out", options={"logits": False})
+    assert content["outputs"] == ["features"]
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert [output.name for output in graph.output] == ["features"]
+
+
+def test_a_model_that_was_traced_still_computes_what_it_did(gated, pixels, folder):
+    """What the pooled input remembers is of this pass, not of the trace."""
+    batch = gated.backbone.prepare(pixels[:2], gated.base.checkpoint)
+    model = gated.model()
+    before = model(**batch).image_embeds
+    torch.export.export(model, (), batch)
+    assert torch.equal(model(**batch).image_embeds, before)
+
+
+def test_what_has_no_graph_is_refused_by_name(answering, averaged, tmp_path, monkeypatch):
+    with pytest.raises(ExportError, match="a model of backbone 'seq2seq' writes text"):
+        export_run(answering, "onnx", tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"needs onnxscript: pip install 'mingle-merge\[onnx\]'"):
+        export_run(averaged, "onnx", tmp_path / "out")
