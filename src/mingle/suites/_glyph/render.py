@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mingle.suites._build.draws import SEED
 from mingle.suites._glyph.build_folder import Array, Bag, BuildFolder
 from mingle.suites._glyph.fetch import FASHION
 from mingle.suites._glyph.glyphs import FontFile, draw, font_files
-from mingle.suites._glyph.recipe import SEED, SOURCE_SIZE, Task, recipe
+from mingle.suites._glyph.recipe import SOURCE_SIZE, Task, recipe
 from mingle.suites._glyph.svg import (
     Collection,
     Picture,
