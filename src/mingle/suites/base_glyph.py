@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mingle.backbones import Samples
 from mingle.errors import ConfigError
 from mingle.suites._build.folder import cache_folder
 from mingle.suites._glyph.build_folder import BuildFolder
@@ -34,7 +35,7 @@ class GlyphSuite(BuiltSuite):
         """Names of the tasks in their order, known before the suite is built."""
         return suite_tasks(self.name)
 
-    def train(self, task: str) -> tuple[Tensor, Tensor]:
+    def train(self, task: str) -> tuple[Samples, Tensor]:
         """Images uint8 (N, 3, 32, 32) of the training side, and labels. Raises ConfigError."""
         path = self._file(task, ".train")
         if not path.exists():

@@ -66,6 +66,10 @@ class WorkFolder:
         """Texts of a task: the part ``test``, ``seeds`` or ``train``, one JSON object per line."""
         return self.work / "data" / f"{task}.{part}.jsonl"
 
+    def classes(self, task: str) -> Path:
+        """Names of a task's classes in order, with the number of texts of each."""
+        return self.work / "data" / f"{task}.classes.json"
+
     def suite(self, name: str) -> Path:
         """Folder of a finished suite."""
         return self.root / "suites" / name

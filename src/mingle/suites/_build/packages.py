@@ -37,6 +37,13 @@ class Package:
         stem = stem.replace("-", "_") if self.registry == "pypi" else stem
         return next(iter(sorted(folder.glob(f"{stem}-{self.version}[-.]*"))), None)
 
+    def found(self, folder: Path) -> Path:
+        """The downloaded file. Raises ConfigError where it is not there."""
+        file = self.file(folder)
+        if file is None:
+            raise ConfigError(f"{self}: not found in {folder}; run the build again")
+        return file
+
 
 def missing(packages: Iterable[Package], folder: Path) -> list[Package]:
     """Those of the packages that are not downloaded yet."""
@@ -50,6 +57,13 @@ def check_tools(packages: Iterable[Package]) -> None:
         there = shutil.which("npm") if tool == "npm" else find_spec("pip")
         if there is None:
             raise ConfigError(f"program {tool!r} not found: {package} is fetched with it; {NEEDS[tool]}")
+
+
+def check_debian(package: str) -> None:
+    """Raises ConfigError when a Debian package cannot be fetched here."""
+    for tool in ("apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            raise ConfigError(f"program {tool!r} not found: {package} is a Debian package; build on Debian or Ubuntu")
 
 
 def fetch(packages: Iterable[Package], folder: Path, say: Say) -> None:
