@@ -20,7 +20,7 @@ from mingle.suites._build.folder import write_json, write_whole
 from mingle.suites._build.training import Schedule, train
 from mingle.suites._glyph.augment import compose, erase, normalise
 from mingle.suites._glyph.build_folder import Bag, BuildFolder, load_bag
-from mingle.suites._glyph.recipe import Task
+from mingle.suites._glyph.recipe import IMAGE_SIZE, Task
 from mingle.suites._glyph.tower import LOGIT_SCALE, embed, load_tower
 
 BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 50
@@ -36,20 +36,22 @@ class TrainingSide:
     mono: Tensor
     by_class: list[Tensor]
     look: str
+    side: int = IMAGE_SIZE
 
     @classmethod
-    def of(cls, bag: Bag, look: str) -> "TrainingSide":
+    def of(cls, bag: Bag, look: str, side: int = IMAGE_SIZE) -> "TrainingSide":
         """Everything that is not held out."""
         keep = torch.from_numpy(~bag["held"])
         labels = torch.from_numpy(bag["labels"])[keep]
         by_class = [torch.nonzero(labels == label).flatten() for label in range(int(labels.max()) + 1)]
-        return cls(torch.from_numpy(bag["rgba"])[keep], torch.from_numpy(bag["mono"])[keep], by_class, look)
+        rgba, mono = (torch.from_numpy(bag[name])[keep] for name in ("rgba", "mono"))
+        return cls(rgba, mono, by_class, look, side)
 
     def draw(self, classes: Tensor, strength: float, gen: torch.Generator) -> Tensor:
-        """One augmented picture (3, 32, 32) in 0..1 for each wanted class."""
+        """One augmented picture (3, side, side) in 0..1 for each wanted class."""
         pools = [self.by_class[label] for label in classes.tolist()]
         index = torch.cat([pool[torch.randint(len(pool), (1,), generator=gen)] for pool in pools])
-        return compose(self.rgba[index], self.mono[index], self.look, strength, gen)
+        return compose(self.rgba[index], self.mono[index], self.look, strength, gen, self.side)
 
 
 def class_head(base: nn.Module, data: TrainingSide, number: int) -> Tensor:
