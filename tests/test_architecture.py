@@ -155,7 +155,8 @@ PACKAGES = {
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",
-    "weights": "Checkpoint LazyTensors Spec check_against check_finite open_checkpoint read_json task_vector",
+    "weights": "Canonical Checkpoint LazyTensors Spec check_against check_finite open_checkpoint read_json "
+    "task_vector",
 }
 
 

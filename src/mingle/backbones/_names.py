@@ -1,9 +1,11 @@
 """Files of names: classes, answers, prompt templates."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mingle.errors import ConfigError
+from mingle.errors import CheckpointError, ConfigError
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -29,3 +31,19 @@ def distinct(names: list[str], where: str) -> tuple[str, ...]:
     if twice:
         raise ConfigError(f"{where}: every name once, found {', '.join(map(repr, twice[:5]))} more than once")
     return tuple(names)
+
+
+def class_names(
+    where: str, number: int, what: str, config: Mapping[str, Any], named: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Names of a head's classes: ``named``, or else ``id2label`` of a config.json, or else numbers.
+
+    Raises CheckpointError where they are not as many as there are classes (``what``) in the head.
+    """
+    labels = config.get("id2label") or {}
+    names = list(named) if named else [labels.get(str(i), str(i)) for i in range(number)]
+    known = len(names) if named else len(labels)
+    if known not in (0, number):
+        source = "its metadata" if named else "id2label of config.json"
+        raise CheckpointError(f"{where}: {number} {what}, but {source} names {known} classes")
+    return tuple(map(str, names))

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mingle.errors import CheckpointError
+from mingle.backbones.base_backbone import Batch, Samples
+from mingle.errors import CheckpointError, SeedsError
+from mingle.weights import Checkpoint
 
 
 @lru_cache(maxsize=4)
@@ -24,6 +27,49 @@ def tokenizer(folder: str) -> Any:  # noqa: ANN401 – a class of transformers
         raise CheckpointError(f"{folder}: the tokenizer names no padding token")
     found.padding_side = "right"
     return found
+
+
+def tokens(samples: Samples, base: Checkpoint, longest: int | None = None) -> Batch:
+    """Texts to ``input_ids`` and ``attention_mask`` (N, S), padded to the longest of them.
+
+    ``longest``: where the model ends; the tokenizer may end earlier. Raises SeedsError.
+    """
+    if isinstance(samples, Tensor) or not all(isinstance(text, str) for text in samples):
+        raise SeedsError("texts: expected a list of texts, found images; is it the right backbone?")
+    words = tokenizer(str(base.folder))
+    limit = None if longest is None else min(longest, words.model_max_length)
+    encoded = words(list(samples), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def check_tokenizer(folder: Path, base: Path) -> None:
+    """Refuses a ``tokenizer.json`` that makes other tokens than the base's. Raises CheckpointError.
+
+    Only what both folders hold is compared; padding and truncation are the base's in any case.
+    """
+    files = [folder / "tokenizer.json", base / "tokenizer.json"]
+    if not all(file.exists() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    ours, theirs = (_description(file) for file in files)
+    differing = sorted(part for part in ours | theirs if ours.get(part) != theirs.get(part))
+    if differing:
+        raise CheckpointError(
+            f"{files[0]}: another tokenizer than the base's ({files[1]}): {', '.join(differing)} differ; "
+            "merge only checkpoints that were fine-tuned with the base's tokenizer"
+        )
+
+
+def _description(file: Path) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    try:
+        found: Any = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise CheckpointError(f"{file}: not a readable tokenizer ({error})") from error
+    found.no_padding()
+    found.no_truncation()
+    described: dict[str, Any] = json.loads(found.to_str())
+    return {"vocabulary" if part == "model" else part: value for part, value in described.items()}
 
 
 def text_bytes(texts: Sequence[str]) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mingle.errors import CheckpointError, ConfigError, UnknownNameError
 from mingle.layers import LinearGroup
-from mingle.weights import Checkpoint, open_checkpoint
+from mingle.weights import Canonical, Checkpoint, open_checkpoint
 
 FORWARD_BATCH = 64
 """Samples per forward pass where no gradient is needed."""
@@ -70,13 +70,22 @@ class Backbone(ABC):
     optional: ClassVar[Collection[str]] = ()
     """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
 
-    def open(self, source: str | Path) -> Checkpoint:
-        """Opens a folder, file or hub id with this family's tensor names. Raises CheckpointError."""
-        return open_checkpoint(source, self.canonical_name)
+    def open(self, source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
+        """Opens a folder, file or hub id with this family's tensor names. Raises CheckpointError.
 
-    @abstractmethod
+        ``base``: whose configuration a source without a config.json is taken to have.
+        """
+        found = open_checkpoint(source)
+        return found.renamed(self.naming(found if found.config or base is None else base))
+
+    def naming(self, described: Checkpoint) -> Canonical:
+        """How files of the model that a configuration describes name its tensors. Raises CheckpointError."""
+        del described
+        return self.canonical_name
+
     def canonical_name(self, stored_name: str) -> str | None:
         """The model's name for a stored tensor; None for tensors that are not part of the merged model."""
+        return stored_name
 
     @abstractmethod
     def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers
@@ -99,9 +108,10 @@ class Backbone(ABC):
         if base is None:
             return
         found, wanted = self.config(checkpoint), self.config(base)
-        differing = [name for name in self.decisive if getattr(found, name) != getattr(wanted, name)]
+        pairs = {name: (getattr(found, name, None), getattr(wanted, name, None)) for name in self.decisive}
+        differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
         if differing:
-            what = ", ".join(f"{n} {getattr(found, n)!r} (base {getattr(wanted, n)!r})" for n in differing)
+            what = ", ".join(f"{name} {own!r} (base {base!r})" for name, (own, base) in differing.items())
             raise CheckpointError(f"{checkpoint.source}: config.json differs from the base's: {what}")
 
     @abstractmethod

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mingle.backbones._clip_heads import zero_shot_head
+from mingle.backbones._images import pixels
+from mingle.backbones._names import class_names
 from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
-from mingle.errors import CheckpointError, SeedsError
+from mingle.errors import CheckpointError
 from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, read_json
 
@@ -133,46 +135,13 @@ class Clip(Backbone):
         return factor * normalize(features, dim=-1) @ normalize(classes, dim=-1).mT
 
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
-        """Images to ``pixel_values`` (N, 3, H, W). Raises SeedsError.
-
-        Integers 0…255 (N, 3, H, W) of the model's size are only rescaled and normalised; floats are taken
-        as already normalised and refused where they cannot be; PIL images go through the image processor.
-        """
+        """Images to ``pixel_values`` (N, 3, H, W), see `_images.pixels`. Raises SeedsError."""
         from transformers import CLIPImageProcessorPil
 
         values = {k: v for k, v in _processor_config(base).items() if k != "image_processor_type"}
         processor = CLIPImageProcessorPil(**values)
-        if isinstance(samples, Sequence):
-            images = list(samples)
-            if any(isinstance(sample, str) for sample in images):
-                raise SeedsError("images: expected pictures, found texts; is it the right backbone?")
-            found = processor(images=images, return_tensors="pt")
-            return {"pixel_values": found["pixel_values"]}
         size = int(_vision_config(base).image_size)
-        if samples.dim() != 4 or tuple(samples.shape[1:]) != (3, size, size):
-            raise SeedsError(
-                f"images: expected a tensor (N, 3, {size}, {size}), found {tuple(samples.shape)}; "
-                "resize them, or pass image files, which are resized for you"
-            )
-        if samples.is_floating_point():
-            return {"pixel_values": _normalised(samples)}
-        if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) <= 255:
-            raise SeedsError(
-                f"images: expected integers 0…255, found {int(samples.min())}…{int(samples.max())}"
-            )
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
-        return {"pixel_values": (samples.float() / 255 - mean) / std}
-
-
-def _normalised(images: Tensor) -> Tensor:
-    if not torch.isfinite(images).all():
-        raise SeedsError("images: expected finite values, found NaN or Inf")
-    if images.numel() and float(images.min()) >= 0:
-        raise SeedsError(
-            "images: floats without a negative value look like pictures that were not normalised; "
-            "pass integers 0…255, or normalise them as the model's preprocessor does"
-        )
-    return images
+        return pixels(samples, processor, (size, size))
 
 
 def _head(
@@ -188,15 +157,8 @@ def _head(
             f"{where}: expected finite class embeddings of dimension {wide}, the model's, "
             f"found {'×'.join(map(str, embeddings.shape))}"
         )
-    labels = checkpoint.config.get("id2label") or {}
-    classes = json.loads(names) if names else [labels.get(str(i), str(i)) for i in range(len(embeddings))]
-    known = len(classes) if names else len(labels)
-    if known not in (0, len(embeddings)):
-        source = "its metadata" if names else "id2label of config.json"
-        raise CheckpointError(
-            f"{where}: {len(embeddings)} class embeddings, but {source} names {known} classes"
-        )
-    return Head(tuple(map(str, classes)), tensors)
+    named = json.loads(names) if names else None
+    return Head(class_names(where, len(embeddings), "class embeddings", checkpoint.config, named), tensors)
 
 
 def _vision_config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers

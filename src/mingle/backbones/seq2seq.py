@@ -8,7 +8,7 @@ Shapes: N texts of S tokens; L tokens of the answer; V words of the vocabulary. 
 pool, and second moments add, real tokens only, those of the encoder where a layer reads its states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mingle.backbones._names import distinct, read_names
-from mingle.backbones._texts import text_bytes, tokenizer
+from mingle.backbones._passes import during_passes
+from mingle.backbones._texts import text_bytes, tokenizer, tokens
 from mingle.backbones.base_backbone import (
     FORWARD_BATCH,
     Backbone,
@@ -28,8 +29,8 @@ from mingle.backbones.base_backbone import (
     choose_sites,
     split,
 )
-from mingle.errors import CheckpointError, ConfigError, SeedsError
-from mingle.layers import LinearGroup, mixtures
+from mingle.errors import CheckpointError, ConfigError
+from mingle.layers import LinearGroup, PooledInput
 from mingle.weights import Checkpoint
 
 MAX_NEW_TOKENS = 32
@@ -100,8 +101,7 @@ class Seq2seq(Backbone):
             module = filled.get_submodule(name.removesuffix(".weight"))
             module.register_parameter("weight", filled.get_parameter(SHARED))
         for stack in (filled.get_submodule("encoder"), filled.get_submodule("decoder")):
-            stack.register_forward_pre_hook(_set_masks, with_kwargs=True)
-            stack.register_forward_hook(_drop_masks, always_call=True)
+            during_passes(stack, _tell_padding)
         return filled
 
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
@@ -200,11 +200,7 @@ class Seq2seq(Backbone):
 
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
         """Texts to ``input_ids`` and ``attention_mask`` (N, S), padded to the longest. Raises SeedsError."""
-        if isinstance(samples, Tensor) or not all(isinstance(text, str) for text in samples):
-            raise SeedsError("texts: expected a list of texts, found images; is it the right backbone?")
-        words = tokenizer(str(base.folder))
-        encoded = words(list(samples), padding=True, truncation=True, return_tensors="pt")
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+        return tokens(samples, base)
 
 
 @torch.no_grad()
@@ -240,16 +236,8 @@ def _reads_encoder(name: str) -> bool:
     return name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 
-def _set_masks(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    del args
-    for name, layer in mixtures(stack):
-        layer.pool.mask = kwargs.get("encoder_attention_mask" if _reads_encoder(name) else "attention_mask")
-
-
-def _drop_masks(stack: nn.Module, args: tuple[Any, ...], output: object) -> None:
-    del args, output
-    for _, layer in mixtures(stack):
-        layer.pool.mask = None
+def _tell_padding(name: str, pool: PooledInput, kwargs: Mapping[str, Any]) -> None:
+    pool.mask = kwargs.get("encoder_attention_mask" if _reads_encoder(name) else "attention_mask")
 
 
 def _texts(model: nn.Module, written: Tensor) -> Tensor:

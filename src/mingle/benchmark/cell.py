@@ -74,9 +74,9 @@ def checkpoint_fingerprints(suite: str, tasks: tuple[str, ...]) -> Mapping[str, 
     """
     opened = _suite(suite)
     backbone = BACKBONES.get(opened.backbone)()
-    sources = {"base": opened.base} | {task: opened.checkpoint(task) for task in tasks}
-    found = {name: backbone.open(source).fingerprint for name, source in sources.items()}
     base = backbone.open(opened.base)
+    found = {"base": base.fingerprint}
+    found |= {task: backbone.open(opened.checkpoint(task), base).fingerprint for task in tasks}
     for task in tasks:
         found[f"{task} data"] = _data_fingerprint(opened, task, task_head(opened, task, backbone, base))
     return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import watch_inputs
-from mingle.backbones import Backbone
+from mingle.backbones import Backbone, count
 from mingle.evaluation.matrix import BATCH, ScoredTask
 from mingle.layers import mixtures
 
@@ -34,14 +34,14 @@ def gate_activations(
 
     def remember(name: str, x: Tensor) -> None:
         # A model that writes runs a layer once per token; its last run has seen all of them.
-        last[name] = layers[name].gate(layers[name].pool(x)).double().sum(0)
+        last[name] = layers[name].gate(layers[name].pool(x)).double().mean(0)
 
     with watch_inputs(layers, remember):
         for row, test in enumerate(tests.values()):
             for part in test.batches(BATCH):
                 backbone.features(model, part)
                 for name in layers:
-                    sums[name][row] += last[name]
+                    sums[name][row] += count(part) * last[name]
     sizes = torch.tensor([[len(test.labels)] for test in tests.values()])
     mean = [(sums[name] / sizes).tolist() for name in layers]
     return GateActivations(list(layers), list(tests), list(experts), mean)

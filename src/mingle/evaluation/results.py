@@ -54,7 +54,7 @@ def individual_accuracies(
     """Accuracy of every task's own fine-tuned model on its own test samples."""
     found: dict[str, float] = {}
     for task, test in tests.items():
-        checkpoint = base.backbone.open(suite.checkpoint(task))
+        checkpoint = base.backbone.open(suite.checkpoint(task), base.checkpoint)
         model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
         found[task] = accuracy(base.backbone, model, _require_head(base, suite, task), test)
         progress("scoring individual models", len(found), len(tests))

@@ -18,7 +18,11 @@ class PooledInput(nn.Module):
     A tensor without token axes, (N, d_in) or (d_in,), is its own mean, whatever the mask. ``mask``
     (N, tokens), set by the backbone for the length of one forward pass, leaves padding tokens out. Pooling
     first and gating the mean is the same number as gating every token and averaging: the gate is linear.
+    ``samples``, set like the mask: how many samples there are where each is cut into several rows, one after
+    the other (windows of a picture); the mean is over all rows of a sample, and every row gets it.
     """
+
+    samples: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +61,9 @@ class PooledInput(nn.Module):
 
     def _mean(self, x: Tensor) -> Tensor:
         tokens = x.flatten(1, -2)
+        if self.samples is not None and self.samples != len(x):
+            rows = len(x) // self.samples
+            return tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1).repeat_interleave(rows, dim=0)
         if self.mask is None:
             return tokens.mean(dim=1)
         weight = self.mask.reshape(len(x), -1, 1).to(x.dtype)

@@ -159,7 +159,7 @@ class MergeRun:
         # Whatever mode the caller is in: gates are adapted with gradients.
         with self.lock(), torch.inference_mode(False), torch.enable_grad():
             self._folder.check_addition(task)
-            opened = self.backbone.open(locate(checkpoint))
+            opened = self.backbone.open(locate(checkpoint), self.base.checkpoint)
             self.backbone.check_family(opened, self.base.checkpoint)
             check_against(self.base.checkpoint, opened, self.backbone.optional)
             part = suite_part(str(checkpoint))

@@ -92,7 +92,7 @@ def task_head(suite: Suite, task: str, backbone: Backbone, base: Checkpoint) -> 
 
     Raises UnknownNameError, CheckpointError.
     """
-    return suite.head(task) or backbone.head(backbone.open(suite.checkpoint(task)), base=base)
+    return suite.head(task) or backbone.head(backbone.open(suite.checkpoint(task), base), base=base)
 
 
 SUITES: Registry[Suite] = Registry("suite", "mingle.suites")

@@ -8,10 +8,10 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,15 +22,36 @@ from mingle.errors import CheckpointError
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
+Canonical = Callable[[str], str | tuple[str, ...] | None]
+"""From the name of a stored tensor to the model's name for it.
+
+Several names: equal parts of its rows, in order; None: not part of the model.
+"""
+
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: file, stored name, shape and safetensors dtype name."""
+    """Where one tensor lies: file, stored name, shape and safetensors dtype name.
+
+    ``first``: where its rows start in the stored tensor, if it is a part of that only.
+    """
 
     file: Path
     stored_name: str
     shape: tuple[int, ...]
     dtype: str
+    first: int | None = None
+
+    def parts(self, number: int) -> Iterator["Entry"]:
+        """Equal parts of the rows, in order. Raises CheckpointError where there are none."""
+        rows, rest = divmod(self.shape[0] if self.shape else 0, number)
+        if rest or not rows:
+            raise CheckpointError(
+                f"{self.file}: {self.stored_name!r} holds {number} tensors of the model; "
+                f"expected a multiple of {number} rows, found shape {self.shape}"
+            )
+        for first in range(0, self.shape[0], rows):
+            yield replace(self, shape=(rows, *self.shape[1:]), first=first)
 
 
 @dataclass(frozen=True)
@@ -41,6 +62,8 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     entries: dict[str, Entry] = field(repr=False)
+    stored: tuple[Entry, ...] = field(default=(), repr=False)
+    """Everything in the files, also what is not part of the model (heads, say)."""
 
     def names(self) -> tuple[str, ...]:
         """Canonical names, sorted."""
@@ -51,7 +74,11 @@ class Checkpoint:
         entry = self.entries[name]
         try:
             with safe_open(entry.file, framework="pt") as file:
-                stored: Tensor = file.get_tensor(entry.stored_name)
+                if entry.first is None:
+                    stored: Tensor = file.get_tensor(entry.stored_name)
+                else:
+                    view = file.get_slice(entry.stored_name)
+                    stored = view[entry.first : entry.first + entry.shape[0]]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{entry.file}: cannot read tensor {entry.stored_name!r}: {error}"
@@ -62,6 +89,36 @@ class Checkpoint:
         """Reads every tensor, one after the other, in the order of ``names()``."""
         for name in self.names():
             yield name, self.tensor(name, dtype)
+
+    def select(self, canonical: Canonical) -> dict[str, Entry]:
+        """What is stored, under other names. Raises CheckpointError for a name given twice."""
+        entries: dict[str, Entry] = {}
+        for entry in self.stored:
+            name = canonical(entry.stored_name)
+            if name is None:
+                continue
+            parts = (
+                {name: entry}
+                if isinstance(name, str)
+                else dict(zip(name, entry.parts(len(name)), strict=True))
+            )
+            for part_name, part in parts.items():
+                if part_name in entries:
+                    raise CheckpointError(
+                        f"{entry.file}: {entry.stored_name!r} is a second tensor for {part_name!r} "
+                        f"(the first is in {entries[part_name].file.name}); remove one of them"
+                    )
+                entries[part_name] = part
+        return entries
+
+    def renamed(self, canonical: Canonical) -> Self:
+        """The same files under other names, see ``select``. Raises CheckpointError where nothing is left."""
+        entries = self.select(canonical)
+        if not entries:
+            raise CheckpointError(
+                f"{self.source}: no tensor of this architecture found; is it the right backbone?"
+            )
+        return replace(self, entries=entries)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -74,29 +131,20 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def open_checkpoint(source: str | Path, canonical: Callable[[str], str | None]) -> Checkpoint:
+def open_checkpoint(source: str | Path, canonical: Canonical = str) -> Checkpoint:
     """Opens a model folder, a ``.safetensors`` file or a hub id.
 
-    ``canonical`` maps a stored name to the model's name, or to None for tensors that are not part of it.
+    ``canonical`` says how the tensors are called in the model.
     Raises CheckpointError for a missing folder, a pickle, a truncated or corrupt file, a repeated name.
     """
     path = _local_path(source)
     folder = path if path.is_dir() else path.parent
-    entries: dict[str, Entry] = {}
-    for file in _weight_files(path):
-        for stored_name, shape, dtype in _header(file):
-            name = canonical(stored_name)
-            if name is None:
-                continue
-            if name in entries:
-                raise CheckpointError(
-                    f"{file}: {stored_name!r} is a second tensor for {name!r} "
-                    f"(the first is in {entries[name].file.name}); remove one of them"
-                )
-            entries[name] = Entry(file, stored_name, shape, dtype)
-    if not entries:
-        raise CheckpointError(f"{path}: no tensor of this architecture found; is it the right backbone?")
-    return Checkpoint(str(source), folder, _config(folder), entries)
+    stored = tuple(
+        Entry(file, name, shape, dtype)
+        for file in _weight_files(path)
+        for name, shape, dtype in _header(file)
+    )
+    return Checkpoint(str(source), folder, _config(folder), {}, stored).renamed(canonical)
 
 
 def _local_path(source: str | Path) -> Path:

@@ -1,0 +1,46 @@
+"""Pictures as tensors, through the image processor beside a model; Pillow does the work, not torchvision."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mingle.backbones.base_backbone import Batch, Samples
+from mingle.errors import SeedsError
+
+
+def pixels(samples: Samples, processor: Any, size: tuple[int, int]) -> Batch:  # noqa: ANN401 – of transformers
+    """``pixel_values`` (N, 3, H, W) for a model of that height and width. Raises SeedsError.
+
+    Integers 0…255 (N, 3, H, W) of the model's size are only rescaled and normalised; floats are taken
+    as already normalised and refused where they cannot be; PIL images go through the processor.
+    """
+    if isinstance(samples, Sequence):
+        images = list(samples)
+        if any(isinstance(sample, str) for sample in images):
+            raise SeedsError("images: expected pictures, found texts; is it the right backbone?")
+        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+    shape = (3, *size)
+    if samples.dim() != 4 or tuple(samples.shape[1:]) != shape:
+        raise SeedsError(
+            f"images: expected a tensor (N, {', '.join(map(str, shape))}), found {tuple(samples.shape)}; "
+            "resize them, or pass image files, which are resized for you"
+        )
+    if samples.is_floating_point():
+        return {"pixel_values": _normalised(samples)}
+    if samples.numel() and not 0 <= int(samples.min()) <= int(samples.max()) <= 255:
+        raise SeedsError(f"images: expected integers 0…255, found {int(samples.min())}…{int(samples.max())}")
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    return {"pixel_values": (samples.float() / 255 - mean) / std}
+
+
+def _normalised(images: Tensor) -> Tensor:
+    if not torch.isfinite(images).all():
+        raise SeedsError("images: expected finite values, found NaN or Inf")
+    if images.numel() and float(images.min()) >= 0:
+        raise SeedsError(
+            "images: floats without a negative value look like pictures that were not normalised; "
+            "pass integers 0…255, or normalise them as the model's preprocessor does"
+        )
+    return images
