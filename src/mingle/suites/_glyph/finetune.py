@@ -64,11 +64,16 @@ def class_head(base: nn.Module, data: TrainingSide, number: int) -> Tensor:
     return unit(torch.stack(means), dim=1)
 
 
+def draw_batch(data: TrainingSide, count: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Labels (B,) drawn uniformly, and a picture in 0..1 of each, parts of some hidden."""
+    classes = torch.randint(len(data.by_class), (count,), generator=gen)
+    hidden = 0.0 if data.look.startswith("gray") else 0.15
+    return classes, erase(data.draw(classes, 1.0, gen), hidden, gen)
+
+
 def train_step(model: nn.Module, head: Tensor, data: TrainingSide, gen: torch.Generator) -> Tensor:
     """The loss of one drawn batch: cross-entropy, labels smoothed, of scaled cosines to the class head."""
-    classes = torch.randint(len(data.by_class), (BATCH,), generator=gen)
-    hidden = 0.0 if data.look.startswith("gray") else 0.15
-    pictures = erase(data.draw(classes, 1.0, gen), hidden, gen)
+    classes, pictures = draw_batch(data, BATCH, gen)
     rows = unit(model(pixel_values=normalise(pictures)).image_embeds, dim=1)
     return cross_entropy(LOGIT_SCALE * rows @ head.T, classes, label_smoothing=0.05)
 

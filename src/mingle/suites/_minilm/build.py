@@ -19,7 +19,7 @@ from mingle.suites._minilm.sources import read
 from mingle.suites._minilm.splits import PARTS, split, write_parts
 
 WORDNET_MB = 6
-TRIAL_TEXTS, TRIAL_TOKENS = 8, 64
+TRIAL_TEXTS, TRIAL_TOKENS = 16, 64
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json")
 OVERHEAD = 1.25
 """Reading, the head's beginning and scoring, beside the steps."""
@@ -124,5 +124,6 @@ def trial() -> Callable[[int], object]:
     def step(_: int) -> None:
         loss_of(model, texts, torch.arange(TRIAL_TEXTS)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        optimizer.zero_grad()
 
     return step
