@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -198,35 +197,13 @@ def test_a_continued_training_gives_the_same_bits(place, tmp_path, monkeypatch):
     assert len(changed) > 80
 
 
-class InlinePool:
-    """Stands in for the processes: does the work at once, here."""
-
-    def __init__(self, jobs, context, initializer):
-        self.jobs = jobs
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def submit(self, function, *arguments):
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def shutdown(self, **options):
-        return None
-
-
 @pytest.fixture
-def tiny_suite(place, monkeypatch):
+def tiny_suite(place, inline, monkeypatch):
     """``glyph20`` as the shipped eight and the tiny task."""
     names = (*suite_tasks("glyph8"), "tiny")
     for module in (build, package, sys.modules["mingle.suites.base_glyph"]):
         monkeypatch.setattr(module, "suite_tasks", lambda suite: names)
     monkeypatch.setattr(build, "all_tasks", lambda: {**all_tasks(), "tiny": TINY})
-    monkeypatch.setattr(workers, "ProcessPoolExecutor", InlinePool)
     return place
 
 

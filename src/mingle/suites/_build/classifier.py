@@ -116,5 +116,6 @@ def open_classifier(auto_class: str, folder: Path, classes: Sequence[str]) -> An
         dtype=torch.float32,
         id2label=names,
         label2id={name: label for label, name in names.items()},
+        ignore_mismatched_sizes=True,
     )
     return model.eval()

@@ -67,7 +67,9 @@ def adapted(model: Any, number: int, base: Path) -> Any:  # noqa: ANN401 – a m
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(24, number).initial_seed())
         wrapped: Any = get_peft_model(model, config)
-    wrapped.peft_config["default"].base_model_name_or_path = str(base)
+    written = wrapped.peft_config["default"]
+    written.base_model_name_or_path = str(base)
+    written.target_modules = TARGETS  # peft made a set of it, whose order in the file would change
     return wrapped
 
 
@@ -80,7 +82,8 @@ def finetune(place: WorkFolder, sources: Path, lora: Path | None, task: DinoTask
         return loss_of(model, data, BATCH, generator(25, number, step))
 
     def write(model: Any, folder: Path) -> None:  # noqa: ANN401
-        model.save_pretrained(folder)
+        # Without the second argument peft looks for the base's vocabulary.
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if lora else {}))
         model.config.save_pretrained(folder)
         copy_model(place.base, folder, ["preprocessor_config.json"])
         (folder / "README.md").unlink(missing_ok=True)  # peft leaves a form to be filled in

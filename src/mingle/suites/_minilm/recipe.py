@@ -66,7 +66,7 @@ ALL = (
     TextTask("bbc", 3, ("bbc",), 120, 16, 128),
     TextTask("tweets", 4, ("tweets",), 500, 32, 32),
     TextTask("spam", 5, ("spam",), 200, 16, 128),
-    TextTask("nouns", 6, ("wordnet", "noun"), 600, 32, 26),
-    TextTask("verbs", 7, ("wordnet", "verb"), 600, 32, 18),
+    TextTask("nouns", 6, ("wordnet", "noun"), 600, 32, 26, 2e-4),
+    TextTask("verbs", 7, ("wordnet", "verb"), 600, 32, 18, 2e-4),
 )
 TASKS = {task.name: task for task in ALL}
