@@ -4,8 +4,10 @@ import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,10 @@ from mingle.errors import ConfigError, UnknownNameError
 from mingle.suites._build import workers
 from mingle.suites._build.draws import generator
 from mingle.suites._build.training_state import stored_step
-from mingle.suites._glyph import build, fetch, finetune, package, pictures, render
+from mingle.suites._glyph import build, fetch, finetune, glyphs, package, pictures, render
 from mingle.suites._glyph.augment import GEOMETRY, compose
 from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
+from mingle.suites._glyph.glyphs import FontFile
 from mingle.suites._glyph.recipe import Task, all_tasks, recipe, suite_tasks
 from mingle.suites._glyph.svg import Picture
 from mingle.suites.base_glyph import GlyphSuite
@@ -65,7 +68,7 @@ def test_the_recipe_names_the_classes_that_the_shipped_models_have():
 
 
 def test_sides_are_drawn_by_group_and_share_none(monkeypatch):
-    def drawn(font, character):
+    def drawn(font, character, side):
         return np.full((4, 48, 48), (hash(font.path) + ord(character)) % 251, np.uint8)
 
     monkeypatch.setattr(render, "draw", drawn)
@@ -118,6 +121,26 @@ def test_pictures_depend_on_their_key_alone(look):
     assert 0 <= first.min() <= first.max() <= 1
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("look", GEOMETRY)
+def test_a_larger_picture_shows_the_same_finer(look):
+    bag = tiny_bag()
+    bag["rgba"][:, 3] = 0
+    bag["rgba"][:, 3, 12:36, 18:30] = 255
+    rgba, mono = torch.from_numpy(bag["rgba"][:6]), torch.from_numpy(bag["mono"][:6])
+    small, large = (compose(rgba, mono, look, 0.0, generator(1), side) for side in (32, 96))
+    shrunk = torch.nn.functional.avg_pool2d(large, 3)
+    assert (shrunk - small).abs().mean() < 0.04
+
+
+def test_larger_sources_have_the_same_glyph(monkeypatch):
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = FontFile(path, "g", "p", frozenset())
+    small, large = (glyphs.draw(font, "R", side) for side in (48, 96))
+    assert (small.shape, large.shape) == ((4, 48, 48), (4, 96, 96))
+    shrunk = large[3].reshape(48, 2, 48, 2).mean((1, 3))
+    assert np.abs(shrunk - small[3]).mean() < 8
 
 
 def test_data_is_balanced_and_comes_from_its_own_side(place, tmp_path):

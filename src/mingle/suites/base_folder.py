@@ -118,9 +118,7 @@ class FolderSuite(Suite):
     def _labelled_texts(self, task: str, part: str) -> tuple[Samples, Tensor]:
         found = load_samples(self._texts(task, part))
         if found.labels is None:
-            raise ConfigError(
-                f'{found.source}: expected lines like {{"text": "…", "label": 0}}, found no label'
-            )
+            raise ConfigError(f"{found.source}: expected a label in every line, found none")
         return found.samples, found.labels
 
     def _file(self, task: str, part: str = "") -> Path:

@@ -83,6 +83,7 @@ def fetch(packages: Iterable[Package], folder: Path, say: Say) -> None:
                 "it is not the file that was tested, so it is not opened"
             )
         file.replace(folder / file.name)
+        shutil.rmtree(partial)
 
 
 def _command(package: Package) -> list[str]:

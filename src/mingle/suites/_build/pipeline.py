@@ -40,6 +40,11 @@ class Pipeline(ABC, Generic[T]):
         return [task for task in self.tasks if not self.place.model(task.name).exists()]
 
     @property
+    def to_add(self) -> Sequence[T]:
+        """Tasks that need more data than the finished suite has."""
+        return ()
+
+    @property
     def jobs(self) -> int:
         """Processes that fine-tune."""
         return choose_jobs(self.asked_jobs, len(self.to_tune))
@@ -85,16 +90,19 @@ class Pipeline(ABC, Generic[T]):
                 f"{len(self.to_tune)} tasks to fine-tune, {steps} steps in {self.jobs} processes "
                 f"(about {minutes:.0f} min)"
             )
+        if self.to_add:
+            parts.append(f"training images of {len(self.to_add)} tasks to draw")
         return "; ".join(parts) or "nothing left to do"
 
     def build(self, progress: Progress) -> Path:
         """Does what is left; the folder of the suite. Raises ConfigError when another process builds there."""
         with self.place.locked():
-            left = self.to_tune
-            if left:
+            left, stale = self.to_tune, bool(self.to_tune or self.to_add)
+            if stale:
                 self.prepare(progress)
+            if left:
                 finetune_all(self.place, left, self.jobs, self.work(), progress)
-            if left or not (self.finished / "suite.json").exists():
+            if stale or not (self.finished / "suite.json").exists():
                 progress(f"package {self.name}", 0, 1)
                 write_whole(self.finished, self.package)
         return self.finished

@@ -86,10 +86,8 @@ class DinoBuild(Pipeline[DinoTask]):
     def to_add(self) -> list[DinoTask]:
         """Tasks whose training images are asked for and not in the suite."""
         there = self.finished / "data"
-        names = (self.place.train(task.name).name for task in self.tasks)
-        return [
-            t for t, name in zip(self.tasks, names, strict=True) if self.draw and not (there / name).exists()
-        ]
+        lacking = [task for task in self.tasks if not (there / self.place.train(task.name).name).exists()]
+        return lacking if self.draw else []
 
     @property
     def unrendered(self) -> list[Task]:

@@ -71,10 +71,10 @@ class MiniLMBuild(Pipeline[TextTask]):
             fetch_debian(WORDNET, folder, folder / WORDNET)
         if not self.place.base.exists():
             write_whole(self.place.base, self._write_base)
-        if self.unread:
-            tokenizer = open_tokenizer(self.place.base)
-        for number, task in enumerate(self.unread):
-            progress(f"read {task.name}", number, len(self.unread))
+        unread = self.unread
+        tokenizer = open_tokenizer(self.place.base) if unread else None
+        for number, task in enumerate(unread):
+            progress(f"read {task.name}", number, len(unread))
             write_parts(split(read(task, self.place), task, tokenizer), task, self.place)
 
     def _write_base(self, folder: Path) -> None:
