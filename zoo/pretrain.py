@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPVisionModelWithProjection
 
 from common import base_images, base_model, parser, timed
+from mingle.suites._build.draws import generator
+from mingle.suites._build.training import cosine, groups
+from mingle.suites._build.training_state import load_state, save_state
 from mingle.suites._glyph.augment import compose, erase, normalise
 from mingle.suites._glyph.build_folder import BuildFolder, load_bag
-from mingle.suites._glyph.recipe import generator, recipe
-from mingle.suites._glyph.tower import cosine, groups
-from mingle.suites._glyph.training_state import load_state, save_state
+from mingle.suites._glyph.recipe import recipe
 from model import new_model, save_half
 from names import allowed
 
@@ -72,7 +73,7 @@ def load_data(place: BuildFolder) -> Data:
 
     The names are checked again here, so that a stricter list needs no new rendering.
     """
-    bag, known = load_bag(base_images(place)), load_bag(place.glyph / "teacher" / "features.npz")
+    bag, known = load_bag(base_images(place)), load_bag(place.work / "teacher" / "features.npz")
     keep = allowed(bag, recipe())
     names, labels = np.unique(bag["labels"][keep], return_inverse=True)
     target = torch.zeros(len(bag["labels"]), TARGET)

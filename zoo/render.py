@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from common import base_images, eight, parser, timed
+from mingle.suites._build.draws import SEED
 from mingle.suites._glyph.build_folder import Array, Bag, BuildFolder, save_bag
 from mingle.suites._glyph.glyphs import FontFile, draw
-from mingle.suites._glyph.recipe import SEED, recipe
+from mingle.suites._glyph.recipe import recipe
 from mingle.suites._glyph.render import Material, render
 from mingle.suites._glyph.svg import Collection, content
 from names import Excluder

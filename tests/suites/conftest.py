@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from concurrent.futures import Future
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from mingle.suites._build import workers
 
 TASKS = ("task1", "task2", "task3")
 
@@ -35,3 +38,30 @@ def write_suite(folder, zoo, tests=24, seeds=12):
 @pytest.fixture
 def suite_folder(tmp_path, zoo):
     return write_suite(tmp_path / "tiny", zoo)
+
+
+class InlinePool:
+    """Stands in for the processes: does the work at once, here."""
+
+    def __init__(self, jobs, context, initializer):
+        self.jobs = jobs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **options):
+        return None
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Fine-tunes in the process of the test."""
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", InlinePool)

@@ -132,3 +132,24 @@ def test_parts_of_a_registered_suite(suite_folder, monkeypatch):
 def test_ordinary_sources_are_left_alone(source):
     assert suite_part(source) is None
     assert locate(source) == source
+
+
+def test_a_task_of_texts_lies_in_files_of_lines(suite_folder):
+    suite = FolderSuite(suite_folder)
+    for part, lines in {
+        "test": [{"text": "a tea", "label": 1}, {"text": "tin", "label": 0}],
+        "train": [{"text": "more tea", "label": 1}],
+    }.items():
+        file = suite_folder / "data" / f"task1.{part}.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+    assert [line.split(":")[0] for line in suite.missing(TASKS)] == [
+        str(suite_folder / "data" / "task1.seeds.jsonl")
+    ]
+    (suite_folder / "data" / "task1.seeds.jsonl").write_text('{"text": "tea again"}')
+    assert suite.missing(TASKS) == []
+    assert (suite.test("task1")[0], suite.test("task1")[1].tolist()) == (["a tea", "tin"], [1, 0])
+    assert (suite.seeds("task1"), suite.train("task1")[0]) == (["tea again"], ["more tea"])
+    assert isinstance(suite.test("task2")[0], torch.Tensor)
+    (suite_folder / "data" / "task1.test.jsonl").write_text('{"text": "tea"}')
+    with pytest.raises(ConfigError, match=r"task1.test.jsonl: expected a label in every line, found none"):
+        suite.test("task1")

@@ -3,10 +3,11 @@
 import json
 import os
 import sys
-from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -14,12 +15,15 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from mingle.errors import ConfigError, UnknownNameError
-from mingle.suites._glyph import build, fetch, finetune, package, pictures, render
+from mingle.suites._build import workers
+from mingle.suites._build.draws import generator
+from mingle.suites._build.training_state import stored_step
+from mingle.suites._glyph import build, fetch, finetune, glyphs, package, pictures, render
 from mingle.suites._glyph.augment import GEOMETRY, compose
 from mingle.suites._glyph.build_folder import BuildFolder, load_bag, save_bag
-from mingle.suites._glyph.recipe import Task, all_tasks, generator, recipe, suite_tasks
+from mingle.suites._glyph.glyphs import FontFile
+from mingle.suites._glyph.recipe import Task, all_tasks, recipe, suite_tasks
 from mingle.suites._glyph.svg import Picture
-from mingle.suites._glyph.training_state import stored_step
 from mingle.suites.base_glyph import GlyphSuite
 
 TINY = Task("tiny", 77, "glyph", "gray", 5, {"left": "l", "right": "r", "both": "b"}, "")
@@ -64,7 +68,7 @@ def test_the_recipe_names_the_classes_that_the_shipped_models_have():
 
 
 def test_sides_are_drawn_by_group_and_share_none(monkeypatch):
-    def drawn(font, character):
+    def drawn(font, character, side):
         return np.full((4, 48, 48), (hash(font.path) + ord(character)) % 251, np.uint8)
 
     monkeypatch.setattr(render, "draw", drawn)
@@ -117,6 +121,26 @@ def test_pictures_depend_on_their_key_alone(look):
     assert 0 <= first.min() <= first.max() <= 1
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("look", GEOMETRY)
+def test_a_larger_picture_shows_the_same_finer(look):
+    bag = tiny_bag()
+    bag["rgba"][:, 3] = 0
+    bag["rgba"][:, 3, 12:36, 18:30] = 255
+    rgba, mono = torch.from_numpy(bag["rgba"][:6]), torch.from_numpy(bag["mono"][:6])
+    small, large = (compose(rgba, mono, look, 0.0, generator(1), side) for side in (32, 96))
+    shrunk = torch.nn.functional.avg_pool2d(large, 3)
+    assert (shrunk - small).abs().mean() < 0.04
+
+
+def test_larger_sources_have_the_same_glyph(monkeypatch):
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font = FontFile(path, "g", "p", frozenset())
+    small, large = (glyphs.draw(font, "R", side) for side in (48, 96))
+    assert (small.shape, large.shape) == ((4, 48, 48), (4, 96, 96))
+    shrunk = large[3].reshape(48, 2, 48, 2).mean((1, 3))
+    assert np.abs(shrunk - small[3]).mean() < 8
 
 
 def test_data_is_balanced_and_comes_from_its_own_side(place, tmp_path):
@@ -196,35 +220,13 @@ def test_a_continued_training_gives_the_same_bits(place, tmp_path, monkeypatch):
     assert len(changed) > 80
 
 
-class InlinePool:
-    """Stands in for the processes: does the work at once, here."""
-
-    def __init__(self, jobs, context, initializer):
-        self.jobs = jobs
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def submit(self, function, *arguments):
-        future = Future()
-        future.set_result(function(*arguments))
-        return future
-
-    def shutdown(self, **options):
-        return None
-
-
 @pytest.fixture
-def tiny_suite(place, monkeypatch):
+def tiny_suite(place, inline, monkeypatch):
     """``glyph20`` as the shipped eight and the tiny task."""
     names = (*suite_tasks("glyph8"), "tiny")
     for module in (build, package, sys.modules["mingle.suites.base_glyph"]):
         monkeypatch.setattr(module, "suite_tasks", lambda suite: names)
     monkeypatch.setattr(build, "all_tasks", lambda: {**all_tasks(), "tiny": TINY})
-    monkeypatch.setattr(build, "ProcessPoolExecutor", InlinePool)
     return place
 
 
@@ -260,7 +262,7 @@ def test_training_images_come_on_request(tiny_suite, monkeypatch):
 
 def test_one_build_at_a_time(tiny_suite):
     with (
-        FileLock(tiny_suite.glyph / "build.lock"),
+        FileLock(tiny_suite.work / "build.lock"),
         pytest.raises(ConfigError, match="another process is building"),
     ):
         build.build(build.plan("glyph20", tiny_suite), lambda *what: None)
@@ -279,8 +281,8 @@ def test_a_suite_that_is_not_built_says_how_to_build_it(place):
 
 def test_the_pace_counts_from_the_first_steps_that_were_seen(monkeypatch):
     clock = iter([0.0, 60.0, 120.0])
-    monkeypatch.setattr(build.time, "monotonic", lambda: next(clock))
-    pace = build.Pace(1000)
+    monkeypatch.setattr(workers.time, "monotonic", lambda: next(clock))
+    pace = workers.Pace(1000)
     assert [pace.left(done) for done in (100, 100, 200)] == ["", "", ", about 8 min left"]
 
 

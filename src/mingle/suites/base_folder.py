@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mingle.backbones import Samples
 from mingle.errors import ConfigError
+from mingle.suites.base_samples import load_samples
 from mingle.suites.base_suite import SUITES, Suite
 
 SUPPORTED_SCHEMA = 1
@@ -24,7 +26,8 @@ class FolderSuite(Suite):
     ``suite.json`` names base and tasks; ``base/`` and ``<task>/`` are model folders; every
     ``data/<task>.safetensors`` holds ``test_images`` uint8 (N, 3, H, W), ``test_labels`` int64 (N,) and
     ``seed_images`` uint8 (M, 3, H, W). ``data/<task>.train.safetensors`` may hold ``train_images`` and
-    ``train_labels`` of the same forms.
+    ``train_labels`` of the same forms. Tasks of texts have ``data/<task>.test.jsonl`` and ``.seeds.jsonl``
+    instead, and may have ``.train.jsonl``: lines like ``{"text": "…", "label": 0}``, seeds without labels.
     """
 
     folder: Path
@@ -73,17 +76,23 @@ class FolderSuite(Suite):
         self.require(task)
         return self.folder / task
 
-    def test(self, task: str) -> tuple[Tensor, Tensor]:
-        """Scored images uint8 (N, 3, H, W) and labels (N,)."""
+    def test(self, task: str) -> tuple[Samples, Tensor]:
+        """Scored images uint8 (N, 3, H, W) or texts, and labels (N,)."""
+        if self._is_text(task):
+            return self._labelled_texts(task, "test")
         data = self._data(task, "test_images", "test_labels", "seed_images")
         return data["test_images"], data["test_labels"]
 
-    def seeds(self, task: str) -> Tensor:
-        """Unlabelled images uint8 (M, 3, H, W) that are in neither training nor test data."""
+    def seeds(self, task: str) -> Samples:
+        """Unlabelled images uint8 (M, 3, H, W) or texts that are in neither training nor test data."""
+        if self._is_text(task):
+            return load_samples(self._texts(task, "seeds")).samples
         return self._data(task, "test_images", "test_labels", "seed_images")["seed_images"]
 
-    def train(self, task: str) -> tuple[Tensor, Tensor]:
-        """Training images uint8 (N, 3, H, W) and labels (N,). Raises ConfigError where there are none."""
+    def train(self, task: str) -> tuple[Samples, Tensor]:
+        """Training images or texts and labels (N,). Raises ConfigError where there are none."""
+        if self._texts(task, "train").exists():
+            return self._labelled_texts(task, "train")
         if not self._file(task, ".train").exists():
             super().train(task)
         data = self._data(task, "train_images", "train_labels", part=".train")
@@ -92,10 +101,25 @@ class FolderSuite(Suite):
     def missing(self, tasks: Iterable[str]) -> list[str]:
         """Model folders and data files that are not there."""
         chosen = list(tasks)
-        paths = [self.base, *(self.checkpoint(task) for task in chosen), *(self._file(t) for t in chosen)]
+        paths = [self.base, *(self.checkpoint(task) for task in chosen)]
+        for task in chosen:
+            texts = [self._texts(task, part) for part in ("test", "seeds")]
+            paths += texts if self._is_text(task) else [self._file(task)]
         return [
             f"{path}: not found; put it back into the suite's folder" for path in paths if not path.exists()
         ]
+
+    def _is_text(self, task: str) -> bool:
+        return self._texts(task, "test").exists() or self._texts(task, "seeds").exists()
+
+    def _texts(self, task: str, part: str) -> Path:
+        return self.checkpoint(task).parent / "data" / f"{task}.{part}.jsonl"
+
+    def _labelled_texts(self, task: str, part: str) -> tuple[Samples, Tensor]:
+        found = load_samples(self._texts(task, part))
+        if found.labels is None:
+            raise ConfigError(f"{found.source}: expected a label in every line, found none")
+        return found.samples, found.labels
 
     def _file(self, task: str, part: str = "") -> Path:
         return self.checkpoint(task).parent / "data" / f"{task}{part}.safetensors"

@@ -1,4 +1,7 @@
-"""Turn batches of rendered sources into 32 x 32 RGB pictures: geometry, colours, clutter and noise."""
+"""Turn batches of rendered sources into square RGB pictures: geometry, colours, clutter and noise.
+
+Lengths are those of a side of 32 pixels; a picture with another side is the same, finer or coarser.
+"""
 
 import math
 
@@ -26,7 +29,7 @@ def uniform(gen: torch.Generator, *shape: int, low: float = 0.0, high: float = 1
     return torch.rand(*shape, generator=gen) * (high - low) + low
 
 
-def affine(count: int, look: str, strength: float, gen: torch.Generator) -> Tensor:
+def affine(count: int, look: str, strength: float, gen: torch.Generator, side: int) -> Tensor:
     """Sampling grids for a random rotation, scale, aspect, shear and shift of each image."""
     degrees, small, large, shift, shear = GEOMETRY[look]
     angle = uniform(gen, count, low=-1, high=1) * math.radians(degrees) * strength
@@ -45,17 +48,17 @@ def affine(count: int, look: str, strength: float, gen: torch.Generator) -> Tens
         ],
         1,
     )
-    return functional.affine_grid(rows, [count, 4, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    return functional.affine_grid(rows, [count, 4, side, side], align_corners=False)
 
 
-def background(count: int, look: str, gen: torch.Generator) -> Tensor:
+def background(count: int, look: str, gen: torch.Generator, side: int) -> Tensor:
     """Plain colours or soft gradients; with `clutter`, coarse colour noise and stripes as well."""
-    plain = uniform(gen, count, 3, 1, 1).expand(-1, -1, IMAGE_SIZE, IMAGE_SIZE)
+    plain = uniform(gen, count, 3, 1, 1).expand(-1, -1, side, side)
     cells = 6 if look == "clutter" else 2
     noise = uniform(gen, count, 3, cells, cells, low=-1, high=1) * (0.35 if look == "clutter" else 0.15)
-    picture = plain + functional.interpolate(noise, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
+    picture = plain + functional.interpolate(noise, size=side, mode="bilinear", align_corners=False)
     if look == "clutter":
-        line = torch.arange(IMAGE_SIZE).float().view(1, 1, -1)
+        line = (torch.arange(side) * (IMAGE_SIZE / side)).view(1, 1, -1)
         phase, period = uniform(gen, count, 1, 1, high=6.3), uniform(gen, count, 1, 1, low=3, high=9)
         stripes = ((line / period * 6.3 + phase).sin() > 0.6).float() * uniform(
             gen, count, 3, 1, low=-0.25, high=0.25
@@ -75,12 +78,14 @@ def contrasting(behind: Tensor, gen: torch.Generator) -> Tensor:
     return (ink + target - light).clamp(0, 1).view(-1, 3, 1, 1)
 
 
-def compose(rgba: Tensor, mono: Tensor, look: str, strength: float, gen: torch.Generator) -> Tensor:
-    """RGBA sources (B, 4, S, S) uint8 -> pictures (B, 3, 32, 32) in 0..1."""
+def compose(
+    rgba: Tensor, mono: Tensor, look: str, strength: float, gen: torch.Generator, side: int = IMAGE_SIZE
+) -> Tensor:
+    """RGBA sources (B, 4, S, S) uint8 -> pictures (B, 3, side, side) in 0..1."""
     count = len(rgba)
     source = rgba.float() / 255
     source[:, :3] *= source[:, 3:]
-    moved = functional.grid_sample(source, affine(count, look, strength, gen), align_corners=False)
+    moved = functional.grid_sample(source, affine(count, look, strength, gen, side), align_corners=False)
     alpha = moved[:, 3:]
     if look.startswith("gray"):
         return (
@@ -88,7 +93,7 @@ def compose(rgba: Tensor, mono: Tensor, look: str, strength: float, gen: torch.G
             .expand(-1, 3, -1, -1)
             .clamp(0, 1)
         )
-    behind = background(count, look, gen)
+    behind = background(count, look, gen, side)
     ink = contrasting(behind, gen)
     if look == "clutter":
         behind = neighbours(source, behind, ink, gen)
@@ -103,23 +108,25 @@ def compose(rgba: Tensor, mono: Tensor, look: str, strength: float, gen: torch.G
 
 def neighbours(source: Tensor, behind: Tensor, ink: Tensor, gen: torch.Generator) -> Tensor:
     """Parts of other digits of the batch at the left and right edge, as house numbers have them."""
-    count = len(source)
-    for step, side in ((1, -1.0), (2, 1.0)):
+    count, side = len(source), behind.shape[-1]
+    for step, edge in ((1, -1.0), (2, 1.0)):
         rows = torch.zeros(count, 2, 3)
         rows[:, 0, 0] = rows[:, 1, 1] = 1.2
-        rows[:, 0, 2] = side * uniform(gen, count, low=1.25, high=1.6)
-        grid = functional.affine_grid(rows, [count, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+        rows[:, 0, 2] = edge * uniform(gen, count, low=1.25, high=1.6)
+        grid = functional.affine_grid(rows, [count, 1, side, side], align_corners=False)
         other = functional.grid_sample(source[:, 3:].roll(step, 0), grid, align_corners=False)
         behind = ink * other + behind * (1 - other)
     return behind
 
 
 def erase(pictures: Tensor, share: float, gen: torch.Generator) -> Tensor:
-    """Hide one random square (6 to 12 pixels) in a share of the pictures, in place."""
+    """Hide one random square (6 to 12 pixels of 32) in a share of the pictures, in place."""
+    full = pictures.shape[-1]
+    bounds = [
+        (low * full // IMAGE_SIZE, high * full // IMAGE_SIZE) for low, high in ((6, 13), (0, 26), (0, 26))
+    ]
     for index in torch.nonzero(torch.rand(len(pictures), generator=gen) < share).flatten().tolist():
-        side, left, top = (
-            int(torch.randint(low, high, (1,), generator=gen)) for low, high in ((6, 13), (0, 26), (0, 26))
-        )
+        side, left, top = (int(torch.randint(low, high, (1,), generator=gen)) for low, high in bounds)
         pictures[index, :, top : top + side, left : left + side] = torch.rand(3, 1, 1, generator=gen)
     return pictures
 

@@ -1,12 +1,13 @@
 """Where everything lies under the cache folder, and the rendered sources of a task."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mingle.suites._build.folder import WorkFolder
 
 Array = npt.NDArray[Any]
 Bag = dict[str, Array]
@@ -15,27 +16,16 @@ Bag = dict[str, Array]
 """
 
 
-def cache_folder() -> Path:
-    """``$MINGLE_CACHE``, or else ``~/.cache/mingle``."""
-    chosen = os.environ.get("MINGLE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "mingle"
-
-
 @dataclass(frozen=True)
-class BuildFolder:
-    """Paths under one cache folder. The three suites share downloads, sources, models and data."""
+class BuildFolder(WorkFolder):
+    """The three glyph suites share downloads, sources, models and data."""
 
-    root: Path
-
-    @property
-    def glyph(self) -> Path:
-        """Whatever is made on the way to a suite."""
-        return self.root / "glyph"
+    area: str = "glyph"
 
     @property
     def npm(self) -> Path:
         """Folder of the npm packages."""
-        return self.glyph / "npm"
+        return self.work / "npm"
 
     @property
     def icons(self) -> Path:
@@ -45,35 +35,15 @@ class BuildFolder:
     @property
     def debian(self) -> Path:
         """Downloaded Debian packages."""
-        return self.glyph / "debian"
+        return self.work / "debian"
 
     def unpacked(self, package: str) -> Path:
         """Content of one Debian package."""
-        return self.glyph / "root" / package
+        return self.work / "root" / package
 
     def sources(self, task: str) -> Path:
         """Rendered sources of a task."""
-        return self.glyph / "sources" / f"{task}.npz"
-
-    def model(self, task: str) -> Path:
-        """Folder of a task's fine-tuned model and head."""
-        return self.glyph / "models" / task
-
-    def state(self, task: str) -> Path:
-        """What an interrupted fine-tuning continues from."""
-        return self.glyph / "models" / f"{task}-state.safetensors"
-
-    def data(self, task: str) -> Path:
-        """Test images, their labels, and seed images of a task."""
-        return self.glyph / "data" / f"{task}.safetensors"
-
-    def train(self, task: str) -> Path:
-        """Labelled training images of a task."""
-        return self.glyph / "data" / f"{task}.train.safetensors"
-
-    def suite(self, name: str) -> Path:
-        """Folder of a finished suite."""
-        return self.root / "suites" / name
+        return self.work / "sources" / f"{task}.npz"
 
 
 def save_bag(path: Path, bag: Bag) -> None:

@@ -1,14 +1,10 @@
-"""Fetch icons, digits, fonts and clothes with the user's own package tools.
-
-Debian packages are unpacked under the cache folder and not installed, so no root rights are needed.
-"""
+"""Fetch icons, digits, fonts and clothes with the user's own package tools."""
 
 import shutil
-import subprocess
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 
 from mingle.errors import ConfigError
+from mingle.suites._build.packages import Say, fetch_debian, run
 from mingle.suites._glyph.build_folder import BuildFolder
 from mingle.suites._glyph.recipe import Task, recipe
 
@@ -19,7 +15,6 @@ NEEDS = {
     "apt-get": "the fonts and Fashion-MNIST are Debian packages; build on Debian or Ubuntu",
     "dpkg": "it unpacks Debian packages; build on Debian or Ubuntu",
 }
-Say = Callable[[str], None]
 
 
 def fetched(place: BuildFolder) -> bool:
@@ -65,20 +60,4 @@ def fetch(place: BuildFolder, tasks: Iterable[Task], say: Say) -> None:
     missing = missing_packages(place, tasks)
     for number, package in enumerate(missing, 1):
         say(f"Debian package {number} of {len(missing)}: {package}")
-        if not list(place.debian.glob(f"{package}_*.deb")):
-            run(["apt-get", "download", "-qq", package], place.debian)
-        archive = next(place.debian.glob(f"{package}_*.deb"))
-        partial = place.unpacked(f"{package}.partial")
-        run(["dpkg", "-x", str(archive), "."], partial)
-        partial.replace(place.unpacked(package))
-
-
-def run(command: list[str], folder: Path) -> None:
-    """Runs one program in ``folder``, which is made if need be. Raises ConfigError with its last line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
-        raise ConfigError(
-            f"`{' '.join(command)}` in {folder} failed with exit code {done.returncode}: {lines[-1]}"
-        )
+        fetch_debian(package, place.debian, place.unpacked(package))

@@ -6,7 +6,6 @@ depends on the seed and the step's number alone: a training continued after a ki
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit
 
+from mingle.suites._build.draws import generator
+from mingle.suites._build.folder import write_json, write_whole
+from mingle.suites._build.training import Schedule, train
 from mingle.suites._glyph.augment import compose, erase, normalise
 from mingle.suites._glyph.build_folder import Bag, BuildFolder, load_bag
-from mingle.suites._glyph.recipe import Task, generator
-from mingle.suites._glyph.tower import LOGIT_SCALE, cosine, embed, groups, load_tower
-from mingle.suites._glyph.training_state import load_state, save_state
+from mingle.suites._glyph.recipe import IMAGE_SIZE, Task
+from mingle.suites._glyph.tower import LOGIT_SCALE, embed, load_tower
 
 BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 50
 HEAD_IMAGES = 200  # augmented training images per class that a head's row averages
@@ -35,20 +36,22 @@ class TrainingSide:
     mono: Tensor
     by_class: list[Tensor]
     look: str
+    side: int = IMAGE_SIZE
 
     @classmethod
-    def of(cls, bag: Bag, look: str) -> "TrainingSide":
+    def of(cls, bag: Bag, look: str, side: int = IMAGE_SIZE) -> "TrainingSide":
         """Everything that is not held out."""
         keep = torch.from_numpy(~bag["held"])
         labels = torch.from_numpy(bag["labels"])[keep]
         by_class = [torch.nonzero(labels == label).flatten() for label in range(int(labels.max()) + 1)]
-        return cls(torch.from_numpy(bag["rgba"])[keep], torch.from_numpy(bag["mono"])[keep], by_class, look)
+        rgba, mono = (torch.from_numpy(bag[name])[keep] for name in ("rgba", "mono"))
+        return cls(rgba, mono, by_class, look, side)
 
     def draw(self, classes: Tensor, strength: float, gen: torch.Generator) -> Tensor:
-        """One augmented picture (3, 32, 32) in 0..1 for each wanted class."""
+        """One augmented picture (3, side, side) in 0..1 for each wanted class."""
         pools = [self.by_class[label] for label in classes.tolist()]
         index = torch.cat([pool[torch.randint(len(pool), (1,), generator=gen)] for pool in pools])
-        return compose(self.rgba[index], self.mono[index], self.look, strength, gen)
+        return compose(self.rgba[index], self.mono[index], self.look, strength, gen, self.side)
 
 
 def class_head(base: nn.Module, data: TrainingSide, number: int) -> Tensor:
@@ -61,30 +64,18 @@ def class_head(base: nn.Module, data: TrainingSide, number: int) -> Tensor:
     return unit(torch.stack(means), dim=1)
 
 
+def draw_batch(data: TrainingSide, count: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Labels (B,) drawn uniformly, and a picture in 0..1 of each, parts of some hidden."""
+    classes = torch.randint(len(data.by_class), (count,), generator=gen)
+    hidden = 0.0 if data.look.startswith("gray") else 0.15
+    return classes, erase(data.draw(classes, 1.0, gen), hidden, gen)
+
+
 def train_step(model: nn.Module, head: Tensor, data: TrainingSide, gen: torch.Generator) -> Tensor:
     """The loss of one drawn batch: cross-entropy, labels smoothed, of scaled cosines to the class head."""
-    classes = torch.randint(len(data.by_class), (BATCH,), generator=gen)
-    hidden = 0.0 if data.look.startswith("gray") else 0.15
-    pictures = erase(data.draw(classes, 1.0, gen), hidden, gen)
+    classes, pictures = draw_batch(data, BATCH, gen)
     rows = unit(model(pixel_values=normalise(pictures)).image_embeds, dim=1)
     return cross_entropy(LOGIT_SCALE * rows @ head.T, classes, label_smoothing=0.05)
-
-
-def train(model: nn.Module, head: Tensor, data: TrainingSide, task: Task, state_file: Path) -> None:
-    """Fine-tunes to the last step, continuing from the stored state where there is one."""
-    model.visual_projection.requires_grad_(False)
-    optimizer = torch.optim.AdamW(groups(model, DECAY), lr=PEAK, fused=True)
-    first = load_state(state_file, model, optimizer)
-    model.train()
-    for step in range(first, task.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, task.steps, PEAK, WARM_UP)
-        train_step(model, head, data, generator(9, task.number, step)).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == task.steps:
-            save_state(state_file, model, optimizer, step + 1)
 
 
 def finetune(place: BuildFolder, task: Task, base: Path) -> None:
@@ -95,18 +86,26 @@ def finetune(place: BuildFolder, task: Task, base: Path) -> None:
     data = TrainingSide.of(load_bag(place.sources(task.name)), task.look)
     model, state_file = load_tower(base), place.state(task.name)
     head = class_head(model, data, task.number)
-    state_file.parent.mkdir(parents=True, exist_ok=True)
-    train(model, head, data, task, state_file)
-    partial = target.with_name(f"{task.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    model.visual_projection.requires_grad_(False)
+    model.train()
+    schedule = Schedule(task.steps, PEAK, WARM_UP, DECAY, SAVE_EVERY)
+    train(
+        model,
+        lambda step: train_step(model, head, data, generator(9, task.number, step)),
+        schedule,
+        state_file,
+    )
+    write_whole(target, lambda folder: store(model, head, task, base, folder))
+    state_file.unlink()
+
+
+def store(model: nn.Module, head: Tensor, task: Task, base: Path, folder: Path) -> None:
+    """Model in fp16, head, and the base's configuration with the names of the classes."""
     half = {name: value.half().contiguous() for name, value in model.state_dict().items()}
-    save_file(half, partial / "model.safetensors", {"format": "pt"})
+    save_file(half, folder / "model.safetensors", {"format": "pt"})
     scale = torch.tensor(LOGIT_SCALE)
-    save_file({"class_embeddings": head, "logit_scale": scale}, partial / "head.safetensors")
+    save_file({"class_embeddings": head, "logit_scale": scale}, folder / "head.safetensors")
     config = json.loads((base / "config.json").read_text("utf-8"))
     config["id2label"] = {str(label): name for label, name in enumerate(task.classes)}
     config["label2id"] = {name: label for label, name in enumerate(task.classes)}
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    partial.replace(target)
-    state_file.unlink()
+    write_json(folder / "config.json", config)

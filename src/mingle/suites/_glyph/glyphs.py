@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mingle.suites._glyph.build_folder import Array, BuildFolder
 from mingle.suites._glyph.recipe import SOURCE_SIZE
 
-INK = 38  # the longer side of a glyph's ink inside the source image
+INK, FACE = 38, 72  # of a source of SOURCE_SIZE: the longer side of a glyph's ink, and the font's size
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ def font_files(place: BuildFolder, fonts: dict[str, Any]) -> list[FontFile]:
     return found
 
 
-def draw(font: FontFile, character: str) -> Array | None:
+def draw(font: FontFile, character: str, side: int = SOURCE_SIZE) -> Array | None:
     """The glyph's ink as RGBA (white, alpha = ink), of one size for every font; None where it is empty."""
+    larger = side / SOURCE_SIZE
     try:
-        face = ImageFont.truetype(str(font.path), 72, layout_engine=ImageFont.Layout.BASIC)
+        face = ImageFont.truetype(str(font.path), FACE * larger, layout_engine=ImageFont.Layout.BASIC)
         left, top, right, bottom = face.getbbox(character)
         width, height = int(right - left) + 8, int(bottom - top) + 8
-        if not 10 < max(width, height) < 400:
+        if not 10 * larger < max(width, height) < 400 * larger:
             return None
         image = Image.new("L", (width, height), 0)
         ImageDraw.Draw(image).text((4 - left, 4 - top), character, font=face, fill=255)
@@ -65,11 +66,11 @@ def draw(font: FontFile, character: str) -> Array | None:
     if box is None:
         return None
     ink = image.crop(box)
-    scale = INK / max(ink.size)
+    scale = INK * larger / max(ink.size)
     ink = ink.resize(
         (max(1, round(ink.width * scale)), max(1, round(ink.height * scale))), Image.Resampling.BOX
     )
-    canvas = Image.new("L", (SOURCE_SIZE, SOURCE_SIZE), 0)
-    canvas.paste(ink, ((SOURCE_SIZE - ink.width) // 2, (SOURCE_SIZE - ink.height) // 2))
+    canvas = Image.new("L", (side, side), 0)
+    canvas.paste(ink, ((side - ink.width) // 2, (side - ink.height) // 2))
     alpha = np.asarray(canvas, dtype=np.uint8)
     return np.stack([np.full_like(alpha, 255)] * 3 + [alpha])

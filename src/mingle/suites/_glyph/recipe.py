@@ -1,18 +1,15 @@
-"""What ``tasks.yaml`` fixes, and the random numbers that everything is drawn with."""
+"""What ``tasks.yaml`` fixes."""
 
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
 SOURCE_SIZE = 48
 """Side of a rendered source; every augmentation samples a picture out of it."""
 IMAGE_SIZE = 32
-SEED = 20240
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,3 @@ def suite_tasks(suite: str) -> tuple[str, ...]:
     """The tasks of ``glyph8``, ``glyph14`` or ``glyph20`` in order; each begins with the smaller one's."""
     shipped, extra = recipe()["glyph8"], recipe()["glyph20_extra"]
     return tuple([*shipped, *extra][: int(suite.removeprefix("glyph"))])
-
-
-def generator(*key: int) -> torch.Generator:
-    """A random generator that depends on the project's seed and on ``key`` alone."""
-    seed = int(np.random.SeedSequence([SEED, *key]).generate_state(1)[0])
-    return torch.Generator().manual_seed(seed)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mingle.suites._build.draws import SEED
 from mingle.suites._glyph.build_folder import Array, Bag, BuildFolder
 from mingle.suites._glyph.fetch import FASHION
 from mingle.suites._glyph.glyphs import FontFile, draw, font_files
-from mingle.suites._glyph.recipe import SEED, SOURCE_SIZE, Task, recipe
+from mingle.suites._glyph.recipe import SOURCE_SIZE, Task, recipe
 from mingle.suites._glyph.svg import (
     Collection,
     Picture,
@@ -35,9 +36,10 @@ GRAY_TRAIN = 8000
 
 @dataclass(frozen=True)
 class Material:
-    """What tasks are rendered from, opened once and only when it is asked for."""
+    """What tasks are rendered from, opened once and only when it is asked for, and the side of a source."""
 
     place: BuildFolder
+    side: int = SOURCE_SIZE
 
     @cached_property
     def fonts(self) -> list[FontFile]:
@@ -47,7 +49,7 @@ class Material:
     @cached_property
     def sets(self) -> list[Collection]:
         """All icon sets with a permissive licence."""
-        return [open_set(self.place.icons, prefix) for prefix in permissive(self.place.icons)]
+        return [open_set(self.place.icons, prefix, self.side) for prefix in permissive(self.place.icons)]
 
 
 def held_out(groups: list[str], salt: int) -> set[str]:
@@ -131,14 +133,14 @@ def fashion(place: BuildFolder) -> Bag:
     )
 
 
-def glyph_task(classes: dict[str, str], fonts: list[FontFile], salt: int) -> Bag:
+def glyph_task(classes: dict[str, str], fonts: list[FontFile], salt: int, side: int = SOURCE_SIZE) -> Bag:
     """One character per class, drawn in every font file that has all of them; split by font group."""
     wanted = {ord(character) for character in classes.values()}
     usable = [font for font in fonts if wanted <= font.characters]
     held = held_out([font.group for font in usable], salt)
     pictures = []
     for font in usable:
-        drawn = [draw(font, character) for character in classes.values()]
+        drawn = [draw(font, character, side) for character in classes.values()]
         glyphs = [glyph for glyph in drawn if glyph is not None]
         if len({glyph.tobytes() for glyph in glyphs}) < len(classes):
             continue  # a character is empty, or two of them look the same
@@ -148,12 +150,12 @@ def glyph_task(classes: dict[str, str], fonts: list[FontFile], salt: int) -> Bag
     return to_bag(pictures, held)
 
 
-def vendor_task(classes: dict[str, list[str]], sides: dict[str, Any], place: BuildFolder, flags: bool) -> Bag:
+def vendor_task(classes: dict[str, list[str]], sides: dict[str, Any], material: Material, flags: bool) -> Bag:
     """Emoji or flags: vendors are assigned to sides by tasks.yaml."""
     pictures = []
     for vendor, prefixes in {**sides["train"], **sides["test"]}.items():
         for prefix in prefixes:
-            collection = open_set(place.icons, prefix)
+            collection = open_set(material.place.icons, prefix, material.side)
             for label, aliases in enumerate(classes.values()):
                 asked = [name for alias in aliases for name in emoji_names(alias, flags)]
                 names = {name for name in map(collection.resolve, asked) if name is not None}
@@ -189,7 +191,7 @@ def render(task: Task, material: Material) -> Bag:
     """The sources of one task."""
     spec, salt = recipe(), 100 + task.number
     if task.kind == "glyph":
-        return glyph_task(task.classes, material.fonts, salt)
+        return glyph_task(task.classes, material.fonts, salt, material.side)
     if task.kind == "svg" and task.sets == "icons":
         vendors = [v for side in spec["vendors"].values() for half in side.values() for v in half.values()]
         elsewhere = {prefix for vendor in vendors for prefix in vendor}
@@ -197,5 +199,5 @@ def render(task: Task, material: Material) -> Bag:
         return icon_task(task.classes, sets, spec, salt)
     if task.kind == "svg":
         sides, flags = spec["vendors"][task.sets], task.sets == "flags"
-        return vendor_task(task.classes, sides, material.place, flags)
+        return vendor_task(task.classes, sides, material, flags)
     return {"mnist": mnist, "fashion": fashion}[task.kind](material.place)

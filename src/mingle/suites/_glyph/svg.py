@@ -41,8 +41,8 @@ class Picture:
 class Collection:
     """One icon set of the package."""
 
-    def __init__(self, folder: Path, prefix: str, mono: bool) -> None:
-        self.prefix, self.mono = prefix, mono
+    def __init__(self, folder: Path, prefix: str, mono: bool, side: int = SOURCE_SIZE) -> None:
+        self.prefix, self.mono, self.side = prefix, mono, side
         self.data: dict[str, Any] = json.loads(
             (folder / "json" / f"{prefix}.json").read_text(encoding="utf-8")
         )
@@ -69,7 +69,7 @@ class Collection:
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
         text = (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{box}" width="{SOURCE_SIZE}" height="{SOURCE_SIZE}">{icon["body"]}</svg>'
+            f'viewBox="{box}" width="{self.side}" height="{self.side}">{icon["body"]}</svg>'
         )
         try:
             raw = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True)
@@ -97,9 +97,9 @@ def permissive(folder: Path) -> list[str]:
     )
 
 
-def open_set(folder: Path, prefix: str) -> Collection:
+def open_set(folder: Path, prefix: str, side: int = SOURCE_SIZE) -> Collection:
     """One set by its prefix."""
-    return Collection(folder, prefix, mono=not licences(folder)[prefix].get("palette", False))
+    return Collection(folder, prefix, not licences(folder)[prefix].get("palette", False), side)
 
 
 def content(name: str, style_words: frozenset[str]) -> str:

@@ -1,8 +1,6 @@
 """The tiny vision tower: loaded, run, and scored."""
 
-import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,20 +36,3 @@ def accuracy(model: nn.Module, head: Tensor, images: Tensor, labels: Tensor) -> 
     """Share of uint8 images whose nearest class embedding is their own."""
     guess = (embed(model, images.float() / 255) @ head.T).argmax(dim=1)
     return (guess == labels).float().mean().item()
-
-
-def cosine(step: int, steps: int, peak: float, warm_up: int) -> float:
-    """The learning rate at a step: linear warm-up, then a cosine down to one hundredth of the peak."""
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    share = (step - warm_up) / max(1, steps - warm_up)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
-
-
-def groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters for an optimiser; weight decay for matrices alone."""
-    trainable = [weight for weight in model.parameters() if weight.requires_grad]
-    return [
-        {"params": [w for w in trainable if w.ndim > 1], "weight_decay": decay},
-        {"params": [w for w in trainable if w.ndim <= 1], "weight_decay": 0.0},
-    ]
