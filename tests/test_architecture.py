@@ -159,8 +159,8 @@ PACKAGES = {
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",
-    "weights": "Adapter Canonical Checkpoint Conversion LazyTensors Spec check_against check_finite convert "
-    "is_hub_id local_path open_checkpoint read_json task_vector",
+    "weights": "Adapter Canonical Checkpoint Conversion Entry LazyTensors Spec check_against check_finite "
+    "convert is_hub_id local_path open_checkpoint read_json task_vector",
 }
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..conftest import CONFIG, perturbed, write_checkpoint
+from .plain_open_clip import write_open_clip
 from .t5 import sentences, write_t5, write_tokenizer
 from .writers import KINDS, write_writer
 
@@ -114,7 +115,19 @@ def write_clip(root):
         write_checkpoint(root / task, perturbed(tensors, seed), config, seed)
 
 
+def write_open_clips(root):
+    write_open_clip(root / "base")
+    tensors = load_file(root / "base" / "open_clip_model.safetensors")
+    settings = (root / "base" / "open_clip_config.json").read_text()
+    for seed, task in enumerate(TASKS, start=1):
+        # Stored under another name: a model.safetensors of an OpenCLIP tower is read as well.
+        write_checkpoint(root / task, perturbed(tensors, seed), {}, seed)
+        (root / task / "config.json").unlink()
+        (root / task / "open_clip_config.json").write_text(settings)
+
+
 FAMILIES = {
+    "open_clip": Family("open_clip", write_open_clips, images),
     "clip": Family("clip", write_clip, images),
     "t5": Family("seq2seq", lambda root: write_t5(root, steps=2, tasks=2), sentences),
 }

@@ -3,7 +3,8 @@
 Shapes: C classes; K templates; d the dimension of the joint space.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,15 +14,21 @@ from torch.nn.functional import normalize
 from mingle.backbones._names import distinct
 from mingle.backbones.base_backbone import FORWARD_BATCH, Head
 from mingle.errors import CheckpointError, ConfigError
-from mingle.weights import Checkpoint, open_checkpoint
+from mingle.weights import Checkpoint, Entry
 
 TEMPLATES = ("a photo of a {}.",)
 
 
 @torch.no_grad()
-def zero_shot_head(base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None) -> Head:
+def zero_shot_head(
+    base: Checkpoint,
+    text_tower: Mapping[str, Entry],
+    classes: Sequence[str],
+    templates: Sequence[str] | None = None,
+) -> Head:
     """``e_c = normalise(1/K Σ_k t_kc / ‖t_kc‖)``, t_kc the text embedding; scale ``exp(logit_scale)``.
 
+    ``text_tower``: where the base stores the tensors of a CLIPTextModelWithProjection, and ``logit_scale``.
     ``{}`` in a template stands for the class name. Raises ConfigError for repeated class names or a template
     without ``{}``, CheckpointError for a base without text tower or tokenizer.
     """
@@ -32,7 +39,7 @@ def zero_shot_head(base: Checkpoint, classes: Sequence[str], templates: Sequence
         raise ConfigError(
             f"templates: expected {{}} where the class name goes, found {', '.join(map(repr, odd))}"
         )
-    tower, scale = _text_tower(base)
+    tower, scale = _text_tower(base, text_tower)
     words = _tokenizer(base)
     texts = [form.replace("{}", name) for name in names for form in forms]
     longest = int(base.config["text_config"].get("max_position_embeddings", 77))
@@ -46,7 +53,7 @@ def zero_shot_head(base: Checkpoint, classes: Sequence[str], templates: Sequence
     return Head(names, {"class_embeddings": normalize(means, dim=-1), "logit_scale": scale})
 
 
-def _text_tower(base: Checkpoint) -> tuple[nn.Module, Tensor]:
+def _text_tower(base: Checkpoint, text_tower: Mapping[str, Entry]) -> tuple[nn.Module, Tensor]:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     if base.config.get("model_type") != "clip" or not isinstance(base.config.get("text_config"), dict):
@@ -54,8 +61,7 @@ def _text_tower(base: Checkpoint) -> tuple[nn.Module, Tensor]:
             f"{base.source}: class names need the text tower of a whole CLIP (model_type 'clip'), found "
             f"{base.config.get('model_type')!r}; start the run from the whole model, or pass a head"
         )
-    stored = open_checkpoint(base.folder, _text_name)
-    state = dict(stored.tensors(torch.float32))
+    state = dict(replace(base, entries=dict(text_tower)).tensors(torch.float32))
     scale = state.pop("logit_scale", None)
     if scale is None:
         raise CheckpointError(f"{base.source}: no tensor 'logit_scale'; is it a whole CLIP?")
@@ -76,12 +82,6 @@ def _text_tower(base: Checkpoint) -> tuple[nn.Module, Tensor]:
         ) from error
     frozen: nn.Module = tower.eval().requires_grad_(False)
     return frozen, scale.exp()
-
-
-def _text_name(stored_name: str) -> str | None:
-    if stored_name.endswith("position_ids"):
-        return None
-    return stored_name if stored_name.startswith(("text_model.", "text_projection.", "logit_scale")) else None
 
 
 def _tokenizer(base: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers

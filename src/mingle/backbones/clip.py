@@ -24,9 +24,10 @@ from mingle.backbones._names import class_names
 from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
 from mingle.errors import CheckpointError
 from mingle.layers import LinearGroup
-from mingle.weights import Checkpoint, read_json
+from mingle.weights import Checkpoint, Entry, read_json
 
 TOWER = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
+TEXT = ("text_model.", "text_projection.", "logit_scale")
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 SITES = {
     "full": (*QKV, "self_attn.out_proj", "mlp.fc1", "mlp.fc2"),
@@ -54,7 +55,7 @@ class Clip(Backbone):
             return None
         if stored_name.startswith(TOWER):
             return f"vision_model.{stored_name}"
-        if stored_name.startswith(("text_model.", "text_projection.", "logit_scale")):
+        if stored_name.startswith(TEXT):
             return None
         return stored_name
 
@@ -120,7 +121,13 @@ class Clip(Backbone):
         self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
     ) -> Head:
         """Class embeddings of the base's own text tower, see `_clip_heads`."""
-        return zero_shot_head(base, classes, templates)
+        return zero_shot_head(base, self.text_tower(base), classes, templates)
+
+    def text_tower(self, base: Checkpoint) -> dict[str, Entry]:
+        """Where the base stores its text tower, by the names of transformers, and ``logit_scale``."""
+        return base.select(
+            lambda name: name if name.startswith(TEXT) and "position_ids" not in name else None
+        )
 
     def features(self, model: nn.Module, batch: Batch) -> Tensor:
         """Projected image embeddings (N, d), not normalised."""
@@ -138,10 +145,18 @@ class Clip(Backbone):
         """Images to ``pixel_values`` (N, 3, H, W), see `_images.pixels`. Raises SeedsError."""
         from transformers import CLIPImageProcessorPil
 
-        values = {k: v for k, v in _processor_config(base).items() if k != "image_processor_type"}
+        values = {k: v for k, v in self.processing(base).items() if k != "image_processor_type"}
         processor = CLIPImageProcessorPil(**values)
         size = int(_vision_config(base).image_size)
         return pixels(samples, processor, (size, size))
+
+    def processing(self, base: Checkpoint) -> dict[str, Any]:
+        """Settings of the image processor: ``preprocessor_config.json``, or else CLIP's own at its size."""
+        path = base.folder / "preprocessor_config.json"
+        if path.exists():
+            return read_json(path)
+        size = int(_vision_config(base).image_size)
+        return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
 
 
 def _head(
@@ -187,14 +202,6 @@ def _described(checkpoint: Checkpoint) -> Iterator[None]:
 def _norm(block: str, first: str) -> str | None:
     norms = {"self_attn.q_proj": "layer_norm1", "mlp.fc1": "layer_norm2"}
     return f"{block}.{norms[first]}" if first in norms else None
-
-
-def _processor_config(base: Checkpoint) -> dict[str, Any]:
-    path = base.folder / "preprocessor_config.json"
-    if path.exists():
-        return read_json(path)
-    size = int(_vision_config(base).image_size)
-    return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
 
 
 PLUGIN = Clip

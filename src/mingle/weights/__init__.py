@@ -1,7 +1,7 @@
 """What arrives: checkpoints read lazily, and their difference to the base."""
 
 from mingle.weights.adapter import Adapter
-from mingle.weights.checkpoint import Canonical, Checkpoint
+from mingle.weights.checkpoint import Canonical, Checkpoint, Entry
 from mingle.weights.conversion import Conversion, convert
 from mingle.weights.lazy_tensors import LazyTensors, Spec
 from mingle.weights.opening import open_checkpoint
@@ -13,6 +13,7 @@ __all__ = [
     "Canonical",
     "Checkpoint",
     "Conversion",
+    "Entry",
     "LazyTensors",
     "Spec",
     "check_against",

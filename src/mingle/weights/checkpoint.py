@@ -31,7 +31,8 @@ Several names: equal parts of its rows, in order; None: not part of the model.
 class Entry:
     """Where one tensor lies: file, stored name, shape and safetensors dtype name.
 
-    ``first``: where its rows start in the stored tensor, if it is a part of that only.
+    ``first``: where its rows start in the stored tensor, if it is a part of that only. ``transposed``: rows
+    and columns are stored the other way round than the model, and ``shape``, have them.
     """
 
     file: Path
@@ -39,6 +40,11 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str
     first: int | None = None
+    transposed: bool = False
+
+    def turned(self) -> "Entry":
+        """The same matrix with rows and columns exchanged."""
+        return replace(self, shape=self.shape[::-1], transposed=not self.transposed)
 
     def parts(self, number: int) -> Iterator["Entry"]:
         """Equal parts of the rows, in order. Raises CheckpointError where there are none."""
@@ -57,7 +63,7 @@ class Entry:
             with safe_open(self.file, framework="pt") as file:
                 if self.first is None:
                     whole: Tensor = file.get_tensor(self.stored_name)
-                    return whole
+                    return whole.mT.contiguous() if self.transposed else whole
                 rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + self.shape[0]]
                 return rows
         except (SafetensorError, OSError) as error:
