@@ -141,7 +141,7 @@ def test_files_and_functions_stay_short(file):
 
 
 def test_public_names_are_pinned():
-    names = "BACKBONES METHODS SUITES MergeRun MergedModel MingleError __version__ from_pretrained"
+    names = "BACKBONES METHODS SUITES MergeRun MergedModel MingleError Placement __version__ from_pretrained"
     assert mingle.__all__ == names.split()
     assert dir(mingle) == sorted(mingle.__all__)
     assert all(getattr(mingle, name) is not None for name in mingle.__all__)
@@ -154,8 +154,9 @@ PACKAGES = {
     "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "export": "EXPORT_FILE TARGETS MergedModel Push Target export_run from_pretrained model_card push_run",
-    "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm PooledInput "
-    "RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed mixtures unwrap wrap wrap_norms",
+    "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm Placement "
+    "PooledInput RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed mixtures unwrap "
+    "wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mingle.backbones import BACKBONES as BACKBONES
     from mingle.export import MergedModel as MergedModel
     from mingle.export import from_pretrained as from_pretrained
+    from mingle.layers import Placement as Placement
     from mingle.methods import METHODS as METHODS
     from mingle.state import MergeRun as MergeRun
     from mingle.suites import SUITES as SUITES
@@ -34,6 +35,7 @@ _LAZY = {
     "SUITES": "mingle.suites",
     "MergeRun": "mingle.state",
     "MergedModel": "mingle.export",
+    "Placement": "mingle.layers",
     "from_pretrained": "mingle.export",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "MergeRun",
     "MergedModel",
     "MingleError",
+    "Placement",
     "__version__",
     "from_pretrained",
 ]

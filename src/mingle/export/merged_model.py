@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mingle.backbones import Samples
 from mingle.errors import ExportError
 from mingle.export.folder import check_files
+from mingle.layers import Placement
 from mingle.state import MergeRun
 from mingle.state.manifest import MANIFEST_FILE
 from mingle.weights import local_path
@@ -19,8 +20,8 @@ class MergedModel:
     ``run`` is the run behind it, with its whole history.
     """
 
-    def __init__(self, run: MergeRun) -> None:
-        self.run = run
+    def __init__(self, run: MergeRun, placement: Placement | None = None) -> None:
+        self.run, self.placement = run, placement
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -33,7 +34,8 @@ class MergedModel:
 
         Raises ConfigError for methods that have one model per task.
         """
-        return self.run.model()
+        model = self.run.model()
+        return model if self.placement is None else self.placement.place(model)
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Class names of a task; none where it has no head. Raises UnknownNameError."""
@@ -49,11 +51,13 @@ class MergedModel:
         return self.run.predict(samples, task, model=model)
 
 
-def from_pretrained(source: str | Path, *, base: str | Path | None = None) -> MergedModel:
+def from_pretrained(
+    source: str | Path, *, base: str | Path | None = None, placement: Placement | None = None
+) -> MergedModel:
     """Opens what ``mingle export --to hf`` or ``mingle push`` wrote: a folder, or a hub id.
 
     ``base``: where the base is, if the folder does not hold it and it has moved. Every file is compared with
-    its hash first, and the base with its fingerprint.
+    its hash first, and the base with its fingerprint. ``placement``: dtype and devices of the model.
 
     Raises ExportError for anything else, RunDamagedError for a file that is missing or altered,
     CheckpointError for a base that is not found or is another one.
@@ -67,4 +71,4 @@ def from_pretrained(source: str | Path, *, base: str | Path | None = None) -> Me
         )
     run = MergeRun.open(folder, base=base)
     run.base  # noqa: B018 – read and compared with its fingerprint now, not at the first use
-    return MergedModel(run)
+    return MergedModel(run, placement)

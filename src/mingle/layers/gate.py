@@ -18,6 +18,7 @@ class PooledInput(nn.Module):
     A tensor without token axes, (N, d_in) or (d_in,), is its own mean, whatever the mask. ``mask``
     (N, tokens), set by the backbone for the length of one forward pass, leaves padding tokens out. Pooling
     first and gating the mean is the same number as gating every token and averaging: the gate is linear.
+    Inputs in half precision have their mean in float32.
     ``samples``, set like the mask: how many samples there are where each is cut into several rows, one after
     the other (windows of a picture); the mean is over all rows of a sample, and every row gets it.
 
@@ -56,7 +57,7 @@ class PooledInput(nn.Module):
 
     def _pooled(self, x: Tensor) -> Tensor:
         if x.dim() <= 2:
-            return x.reshape(-1, x.shape[-1])
+            return x.reshape(-1, x.shape[-1]).to(_wide(x))
         # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
         # be reused after its graph was freed.
         # A traced tensor is no tensor of this pass, and must not outlive the trace.
@@ -72,13 +73,14 @@ class PooledInput(nn.Module):
         return pooled
 
     def _mean(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(1, -2)
+        tokens, wide = x.flatten(1, -2), _wide(x)
         if self.samples is not None and self.samples != x.shape[0]:
             rows = x.shape[0] // self.samples
-            return tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1).repeat_interleave(rows, dim=0)
+            mean = tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1, dtype=wide)
+            return mean.repeat_interleave(rows, dim=0)
         if self.mask is None:
-            return tokens.mean(dim=1)
-        weight = self.mask.reshape(x.shape[0], -1, 1).to(x)
+            return tokens.mean(dim=1, dtype=wide)
+        weight = self.mask.reshape(x.shape[0], -1, 1).to(x.device, wide)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
 
     def _forget(self, _: object) -> None:
@@ -86,6 +88,11 @@ class PooledInput(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_last": None, "held": None}
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What a mean of x is computed in: its dtype, float32 for half precision."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class Gate(nn.Module):

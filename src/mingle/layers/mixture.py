@@ -76,7 +76,7 @@ class MixtureLinear(nn.Module):
         y: Tensor = self.linear(x)
         if self.tasks == 0:
             return y
-        gates: Tensor = self.gate(self.pool(x))
+        gates: Tensor = self.gate(self.pool(x)).to(y.dtype)
         # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
         per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2))
         per_rank = gates.index_select(1, self.task_of_rank).reshape(*per_sample, len(self.A))

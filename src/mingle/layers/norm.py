@@ -41,7 +41,7 @@ class MixtureNorm(nn.Module):
         if len(self.delta_weight) == 0:
             return y
         pool, gate = self._reader
-        gates: Tensor = gate(pool(y, "norm"))
+        gates: Tensor = gate(pool(y, "norm")).to(y.dtype)
         per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2), x.shape[-1])
         normalised = layer_norm(x, self.norm.normalized_shape, eps=self.norm.eps)
         weight, bias = ((gates @ delta).reshape(per_sample) for delta in (self.delta_weight, self.delta_bias))

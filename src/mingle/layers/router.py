@@ -33,7 +33,8 @@ class TokenRouter(nn.Module):
 
     def forward(self, x: Tensor, pool: PooledInput) -> Tensor:
         """(N, …, d) -> gates (N, T); ``pool`` knows which tokens count."""
-        pooled: Tensor = pool(relu(linear(x, self.hidden_weight, self.hidden_bias)), "router")
+        wide = x.to(self.hidden_weight.dtype)
+        pooled: Tensor = pool(relu(linear(wide, self.hidden_weight, self.hidden_bias)), "router")
         return linear(pooled, self.weight, self.bias)
 
 

@@ -248,7 +248,7 @@ class MergeRun:
             )
         if model is None:
             model = self.method.model(state, task if self.method.needs_task else None)
-        device = next(model.parameters()).device
+        device = None if hasattr(model, "hf_device_map") else next(model.parameters()).device
         raw = load_samples(samples).samples
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
         batches = (self.backbone.prepare(part, self.base.checkpoint) for part in parts)

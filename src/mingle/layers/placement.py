@@ -1,0 +1,110 @@
+"""Where a finished model computes, and how precisely: accelerate's device maps, and half precision.
+
+Gates decide in float32 whatever the rest is in: a mean over tokens in half precision has three digits.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mingle.errors import ConfigError
+from mingle.layers.gate import Gate
+from mingle.layers.router import TokenRouter
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """``dtype``: of weights and experts, half or float32; None leaves it. Inputs and outputs stay float32.
+
+    ``device_map``, ``max_memory``, ``offload_folder``: as in transformers' from_pretrained – ``auto``, a
+    device, or a device (also ``cpu`` or ``disk``) for every part of the model. None: nothing is moved.
+    """
+
+    dtype: torch.dtype | None = None
+    device_map: str | Mapping[str, int | str] | None = None
+    max_memory: Mapping[int | str, int | str] | None = None
+    offload_folder: str | Path | None = None
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The same model, changed in place. Raises ConfigError for a dtype or a map that cannot be."""
+        if self.dtype is not None:
+            if self.dtype not in (*HALF, torch.float32):
+                raise ConfigError(f"dtype: expected bfloat16, float16 or float32, found {self.dtype}")
+            _convert(model, self.dtype)
+        return model if self.device_map is None else self._dispatch(model)
+
+    def _dispatch(self, model: nn.Module) -> nn.Module:
+        from accelerate import dispatch_model, infer_auto_device_map
+
+        found: dict[str, int | str] = {}
+        if isinstance(self.device_map, str):
+            # Only parts of a model can be on disk.
+            parts = [name for name, _ in model.named_children()] if self.device_map == "disk" else [""]
+            found = dict.fromkeys(parts, self.device_map)
+        elif self.device_map is not None:
+            found = dict(self.device_map)
+        if self.device_map == "auto":
+            whole = list(getattr(model, "_no_split_modules", None) or ())
+            limits: Any = None if self.max_memory is None else dict(self.max_memory)
+            found = infer_auto_device_map(model, limits, no_split_module_classes=whole)
+        folder = None
+        if "disk" in found.values():
+            if self.offload_folder is None:
+                raise ConfigError("device_map: parts of the model go to disk; pass offload_folder for them")
+            # A folder of its own: accelerate would take the weights of an earlier model that it finds there.
+            folder = mkdtemp(prefix="mingle-", dir=self.offload_folder)
+        try:
+            # Experts are buffers, and most of what a merged model adds.
+            placed: nn.Module = dispatch_model(
+                model, found, offload_dir=folder, offload_buffers=True, force_hooks=True
+            )
+        except (ValueError, RuntimeError, AssertionError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"device_map: not possible for this model ({reason})") from error
+        return placed
+
+
+def _convert(model: nn.Module, dtype: torch.dtype) -> None:
+    for module, name, tensor in list(_tensors(model)):
+        if isinstance(tensor, nn.Parameter):
+            module.register_parameter(name, nn.Parameter(tensor.to(dtype), tensor.requires_grad))
+        else:
+            setattr(module, name, tensor.to(dtype))
+    if dtype in HALF:
+        model.register_forward_pre_hook(_halve(dtype), with_kwargs=True)
+        model.register_forward_hook(_widen)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    """Every floating tensor but those of gates and routers."""
+    for module in model.modules():
+        if isinstance(module, Gate | TokenRouter):
+            continue
+        for named in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+            for name, tensor in named:
+                if tensor.is_floating_point():
+                    yield module, name, tensor
+
+
+def _halve(dtype: torch.dtype) -> Any:  # noqa: ANN401 – a forward pre-hook
+    def turn(value: object) -> object:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return tuple(turn(value) for value in args), {name: turn(value) for name, value in kwargs.items()}
+
+    return hook
+
+
+def _widen(model: nn.Module, args: tuple[Any, ...], output: object) -> object:
+    from accelerate.utils import convert_to_fp32
+
+    del model, args
+    return convert_to_fp32(output)

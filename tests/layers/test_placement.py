@@ -1,0 +1,107 @@
+"""Finished models in half precision and over several devices."""
+
+import copy
+
+import pytest
+import torch
+
+from mingle.errors import ConfigError
+from mingle.layers import Gate, Placement, mixtures
+from mingle.state import MergeRun
+
+
+@pytest.fixture(scope="module")
+def run(zoo, tmp_path_factory):
+    images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(5))
+    run = MergeRun.create(
+        tmp_path_factory.mktemp("placed") / "run", zoo / "base", options={"steps": 5, "lr": 0.01}
+    )
+    for task in ("task1", "task2"):
+        run.add(zoo / task, name=task, seeds=images.to(torch.uint8))
+    return run
+
+
+@pytest.fixture
+def batch(run, images):
+    return run.backbone.prepare(images[:6], run.base.checkpoint)
+
+
+def features(run, model, batch):
+    with torch.no_grad():
+        return run.backbone.features(model, batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close_and_gates_stay_wide(run, batch, dtype):
+    expected = features(run, run.model(), batch)
+    model = Placement(dtype=dtype).place(run.model())
+    found = features(run, model, batch)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() / expected.norm() < 0.02
+    for _, layer in mixtures(model):
+        assert layer.A.dtype == layer.B.dtype == layer.linear.weight.dtype == dtype
+        assert layer.gate.weight.dtype == torch.float32
+    names = {name for name, p in model.named_parameters() if p.dtype != dtype}
+    assert not names, "only gates stay in float32, and theirs are buffers"
+
+
+def test_gates_of_half_inputs_are_those_of_the_exact_mean(run, batch):
+    model = Placement(dtype=torch.bfloat16).place(run.model())
+    seen = {}
+    name, layer = next(mixtures(model))
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.setdefault(name, args[0]))
+    gates = []
+    layer.gate.register_forward_hook(lambda *call: gates.append(call[2]))
+    features(run, model, batch)
+    handle.remove()
+    assert seen[name].dtype == torch.bfloat16
+    exact = seen[name].double().mean(1) @ layer.gate.weight.double().mT + layer.gate.bias.double()
+    torch.testing.assert_close(gates[0].double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def test_the_run_and_its_base_are_not_touched(run, batch):
+    before = features(run, run.model(), batch)
+    Placement(dtype=torch.bfloat16).place(run.model())
+    assert torch.equal(features(run, run.model(), batch), before)
+    assert {t.dtype for t in run.base.tensors.values()} == {torch.float32}
+
+
+def test_parts_on_disk_compute_the_same(run, batch, images, tmp_path):
+    expected = features(run, run.model(), batch)
+    encoder = "vision_model.encoder.layers"
+    parts = ["vision_model.embeddings", "vision_model.pre_layrnorm", "vision_model.post_layernorm"]
+    device_map = dict.fromkeys([*parts, "visual_projection", f"{encoder}.0"], "cpu") | {
+        f"{encoder}.1": "disk"
+    }
+    model = Placement(device_map=device_map, offload_folder=tmp_path).place(run.model())
+    away = dict(model.named_parameters())[f"{encoder}.1.mlp.fc1.linear.weight"]
+    assert away.is_meta
+    assert torch.equal(features(run, model, batch), expected)
+    found, _ = run.predict(images[:6], "task1", model=model)
+    assert torch.equal(found, run.predict(images[:6], "task1")[0])
+
+
+def test_automatic_maps_respect_the_memory_that_is_given(run, batch, tmp_path):
+    expected = features(run, run.model(), batch)
+    whole = sum(tensor.nbytes for tensor in run.model().state_dict().values())
+    placement = Placement(device_map="auto", max_memory={"cpu": whole * 2 // 3}, offload_folder=tmp_path)
+    model = placement.place(run.model())
+    assert {"cpu", "disk"} == set(model.hf_device_map.values())
+    assert torch.equal(features(run, model, batch), expected)
+
+
+def test_what_cannot_be_is_refused_in_one_line(run, batch, tmp_path):
+    with pytest.raises(ConfigError, match=r"expected bfloat16, float16 or float32, found torch\.int8"):
+        Placement(dtype=torch.int8).place(run.model())
+    twice = Placement(device_map="disk", offload_folder=tmp_path)
+    assert not torch.equal(*(features(run, twice.place(run.model(steps=t)), batch) for t in (1, 2)))
+    with pytest.raises(ConfigError, match="pass offload_folder"):
+        Placement(device_map="disk").place(run.model())
+    with pytest.raises(ConfigError, match="device_map: not possible for this model"):
+        Placement(device_map={"vision_model.embeddings": "cpu"}).place(run.model())
+
+
+def test_gates_of_a_copy_decide_as_before(run, batch):
+    model = Placement(dtype=torch.bfloat16).place(run.model())
+    assert torch.equal(features(run, copy.deepcopy(model), batch), features(run, model, batch))
+    assert any(isinstance(module, Gate) for module in model.modules())
