@@ -11,7 +11,8 @@ The pipeline, one folder a stage, each importing from earlier ones only:
     suites       tasks, data and checkpoints to try it on
     state        the merged model on disk, as an append-only history
     export       the same in the forms of other tools, and to the hub
-    evaluation   the accuracy matrix and what follows from it; then benchmark, report and cli
+    evaluation   the accuracy matrix and what follows from it
+    tracking     both of them in an experiment tracker; then benchmark, report and cli
 """
 
 from importlib import import_module

@@ -1,6 +1,7 @@
 """Finished models in half precision and over several devices."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from mingle.errors import ConfigError
 from mingle.layers import Gate, Placement, mixtures
 from mingle.state import MergeRun
+
+from ..backbones.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,32 @@ def test_what_cannot_be_is_refused_in_one_line(run, batch, tmp_path):
         Placement(device_map="disk").place(run.model())
     with pytest.raises(ConfigError, match="device_map: not possible for this model"):
         Placement(device_map={"vision_model.embeddings": "cpu"}).place(run.model())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "swin"])
+def test_what_a_family_computes_itself_and_ties_stays_so(family, tmp_path):
+    """Rotations in half precision are wrong by whole turns at long prompts; a tied weight counts once."""
+    made = FAMILIES[family]
+    made.write(tmp_path)
+    run = MergeRun.create(tmp_path / "run", tmp_path / "base", method="average", backbone=made.backbone)
+    run.add(tmp_path / "task1")
+    model = Placement(dtype=torch.bfloat16).place(run.model())
+    buffers = {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    assert set(buffers.values()) <= {torch.float32}
+    assert any("inv_freq" in name for name in buffers) == (family == "llama")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert len(list(model.parameters())) == len(list(run.model().parameters()))
+    found, _ = run.predict(made.samples(1, 4), "task1", model=model)
+    assert found.dtype == torch.float32
+    assert found.shape == run.predict(made.samples(1, 4), "task1")[0].shape
+
+
+def test_offloaded_parts_are_removed_with_their_model(run, tmp_path):
+    model = Placement(device_map="disk", offload_folder=tmp_path / "new").place(run.model())
+    assert list((tmp_path / "new").glob("mingle-*/*.dat"))
+    del model
+    gc.collect()
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_gates_of_a_copy_decide_as_before(run, batch):

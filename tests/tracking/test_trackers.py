@@ -81,22 +81,36 @@ def test_an_evaluation_is_logged_step_by_step(run, shared_suite, tmp_path):
 
 
 @pytest.mark.parametrize("kind", TRACKERS.names())
-def test_what_is_logged_can_be_read_back_and_continued(kind, tmp_path):
+def test_what_is_logged_can_be_read_back_and_continued(kind, zoo, tmp_path):
+    runs = [MergeRun.create(tmp_path / name / "it's", zoo / "base") for name in ("one", "other")]
+    with open_tracker(f"{kind}:{tmp_path / 'log'}", runs[1]) as tracker:
+        tracker.settings({"method": "average"})
     for step, value in enumerate((0.5, 0.25)):
-        with open_tracker(f"{kind}:{tmp_path / 'log'}", "run") as tracker:
+        with open_tracker(f"{kind}:{tmp_path / 'log'}", runs[0]) as tracker:
             tracker.settings({"method": "mingle", "rank": 16, "lr": None})
             tracker.scalars({"accuracy/mean": value}, step)
-    assert READERS[kind](tmp_path / "log", "run") == {"accuracy/mean": [(0, 0.5), (1, 0.25)]}
+            name = tracker.name
+    assert name.startswith("it_s-")
+    assert READERS[kind](tmp_path / "log", name) == {"accuracy/mean": [(0, 0.5), (1, 0.25)]}
 
 
-def test_wrong_targets_and_missing_extras_are_named(tmp_path, monkeypatch):
+def test_a_tracker_that_fails_takes_nothing_back(run, tmp_path):
+    class Full(Recorded):
+        def scalars(self, values, step):
+            raise OSError("no space left")
+
+    with pytest.raises(ConfigError, match="'task1' is merged and stays, but was not logged: no space left"):
+        track_step(Full(tmp_path / "log", "run"), run, "task1")
+
+
+def test_wrong_targets_and_missing_extras_are_named(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="expected kind:folder, such as tensorboard:logs, found 'mlflow'"):
-        open_tracker("mlflow", "run")
+        open_tracker("mlflow", run)
     with pytest.raises(UnknownNameError, match="tensorboard"):
-        open_tracker("tensorbord:logs", "run")
+        open_tracker("tensorbord:logs", run)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"needs its extra: pip install 'mingle-merge\[tensorboard\]'"):
-        open_tracker(f"tensorboard:{tmp_path}", "run")
+        open_tracker(f"tensorboard:{tmp_path}", run)
 
 
 def test_add_logs_only_where_it_is_told_to(zoo, tmp_path):
@@ -105,4 +119,5 @@ def test_add_logs_only_where_it_is_told_to(zoo, tmp_path):
         found = CliRunner().invoke(app, ["add", str(tmp_path / "run"), str(zoo / task), *extra])
         assert found.exit_code == 0, found.output
     seconds = MergeRun.open(tmp_path / "run").info("task1")["seconds"]
-    assert read_tensorboard(tmp_path / "log", "run") == {"seconds": [(0, pytest.approx(seconds))]}
+    (log,) = (tmp_path / "log").iterdir()
+    assert read_tensorboard(tmp_path / "log", log.name) == {"seconds": [(0, pytest.approx(seconds))]}

@@ -55,7 +55,8 @@ class ClassifierBackbone(TransformersBackbone):
         return self._checked(where, tensors, checkpoint, base or described)
 
     def classify(self, features: Tensor, head: Head) -> Tensor:
-        """``W f + b``, or ``W φ(W₁ f + b₁) + b`` with a hidden Linear: (N, C)."""
+        """``W f + b``, or ``W φ(W₁ f + b₁) + b`` with a hidden Linear: (N, C), in float32 at least."""
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
         weights = {name: tensor.to(features) for name, tensor in head.tensors.items()}
         for name, function in self.hidden.items():
             if f"{name}.weight" in weights:

@@ -29,7 +29,7 @@ def evaluate(
     opened, chosen = MergeRun.open(run, base=base), open_suite(suite)
     chosen.check([task for task in opened.tasks if task in chosen.tasks])
     tests = scored_tasks(chosen, opened.tasks, opened.base, samples)
-    follow = open_tracker(track, opened.path.name) if track else nullcontext()
+    follow = open_tracker(track, opened) if track else nullcontext()
     with follow as tracker, progress_bar() as progress:
         individual = individual_accuracies(chosen, opened.base, tests, progress)
         found = evaluate_run(opened, tests, progress=progress)

@@ -78,7 +78,7 @@ def add(
     opened = MergeRun.open(run, base=base)
     names = read_names(classes) if classes else None
     prompts = read_names(templates) if templates else None
-    follow = open_tracker(track, opened.path.name) if track else nullcontext()
+    follow = open_tracker(track, opened) if track else nullcontext()
     with follow as tracker, progress_bar() as progress:
         step = opened.add(
             checkpoint,

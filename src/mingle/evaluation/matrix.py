@@ -98,7 +98,8 @@ def accuracy_matrix(
     """
     tasks = state.tasks
     for step in state.steps:
-        _check_labels(step.task, _head(step.task, step.head), tests[step.task])
+        head = _head(step.task, step.head)
+        head.check_labels(tests[step.task].labels, f"test samples of {step.task!r}")
     total = len(tasks) * (len(tasks) + 1) // 2 if method.forgets else len(tasks)
     rows: list[list[float]] = []
     done = 0
@@ -152,15 +153,6 @@ def mixed_accuracy(
 
 def _stacked(samples: list[Any]) -> Samples:
     return torch.stack(samples) if isinstance(samples[0], Tensor) else samples
-
-
-def _check_labels(task: str, head: Head, test: ScoredTask) -> None:
-    wrong = [label for label in set(test.labels.tolist()) if not 0 <= label < len(head.classes)]
-    if wrong:
-        raise CheckpointError(
-            f"task {task!r}: its head has {len(head.classes)} classes, but its test samples have label "
-            f"{max(wrong)}; expected 0 to {len(head.classes) - 1}, is it the head of this data?"
-        )
 
 
 def _head(task: str, head: Head | None) -> Head:

@@ -54,7 +54,8 @@ def individual_accuracies(
     """Accuracy of every task's own fine-tuned model on its own test samples."""
     found: dict[str, float] = {}
     heads = {task: _require_head(base, suite, task) for task in tests}
-    _check_labels(heads, tests)
+    for task, head in heads.items():
+        head.check_labels(tests[task].labels, f"test samples of {task!r}")
     for task, test in tests.items():
         checkpoint = base.backbone.open(suite.checkpoint(task), base.checkpoint)
         model = base.backbone.build(checkpoint, base.checkpoint, base.dtype)
@@ -79,7 +80,6 @@ def evaluate_run(
     reports = [step.report for step in state.steps]
     used = {sample for report in reports for sample in report.get("seeds", {}).get("ids", ())}
     scored = _without_seeds(run, used, tests)
-    _check_labels({step.task: step.head for step in state.steps}, scored)
     matrix = accuracy_matrix(method, state, scored, progress)
     model = None if method.needs_task else method.model(state)
     gates = None if model is None else gate_activations(run.backbone, model, run.tasks, scored)
@@ -140,12 +140,6 @@ def _without_seeds(
             f"{run.path}: every test sample of {', '.join(map(repr, empty))} was a seed; nothing to score"
         )
     return scored
-
-
-def _check_labels(heads: Mapping[str, Head | None], tests: Mapping[str, ScoredTask]) -> None:
-    for task, head in heads.items():
-        if head is not None:
-            head.check_labels(tests[task].labels, f"test samples of {task!r}")
 
 
 def _seed_samples(

@@ -3,9 +3,11 @@
 Gates decide in float32 whatever the rest is in: a mean over tokens in half precision has three digits.
 """
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from mingle.errors import ConfigError
 from mingle.layers.gate import Gate
+from mingle.layers.mixture import MixtureLinear
+from mingle.layers.norm import MixtureNorm
 from mingle.layers.router import TokenRouter
 
 HALF = (torch.bfloat16, torch.float16)
@@ -59,7 +63,9 @@ class Placement:
             if self.offload_folder is None:
                 raise ConfigError("device_map: parts of the model go to disk; pass offload_folder for them")
             # A folder of its own: accelerate would take the weights of an earlier model that it finds there.
+            Path(self.offload_folder).mkdir(parents=True, exist_ok=True)
             folder = mkdtemp(prefix="mingle-", dir=self.offload_folder)
+            weakref.finalize(model, rmtree, folder, ignore_errors=True)
         try:
             # Experts are buffers, and most of what a merged model adds.
             placed: nn.Module = dispatch_model(
@@ -72,25 +78,31 @@ class Placement:
 
 
 def _convert(model: nn.Module, dtype: torch.dtype) -> None:
-    for module, name, tensor in list(_tensors(model)):
-        if isinstance(tensor, nn.Parameter):
-            module.register_parameter(name, nn.Parameter(tensor.to(dtype), tensor.requires_grad))
-        else:
-            setattr(module, name, tensor.to(dtype))
+    """Weights and experts, but not gates, routers and what a model computes itself (rotations, say)."""
+    kept = _kept_wide(model, dtype)
+    turned: dict[nn.Parameter, nn.Parameter] = {}
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Gate | TokenRouter):
+            continue
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.is_floating_point() and not kept & {*path.split("."), name}:
+                # Parameters that are one stay one.
+                if parameter not in turned:
+                    turned[parameter] = nn.Parameter(parameter.to(dtype), parameter.requires_grad)
+                module.register_parameter(name, turned[parameter])
+        if isinstance(module, MixtureLinear | MixtureNorm):
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                if buffer.is_floating_point():
+                    setattr(module, name, buffer.to(dtype))
     if dtype in HALF:
         model.register_forward_pre_hook(_halve(dtype), with_kwargs=True)
         model.register_forward_hook(_widen)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every floating tensor but those of gates and routers."""
-    for module in model.modules():
-        if isinstance(module, Gate | TokenRouter):
-            continue
-        for named in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-            for name, tensor in named:
-                if tensor.is_floating_point():
-                    yield module, name, tensor
+def _kept_wide(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Modules that transformers itself never loads in this precision."""
+    names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    return names | set((dtype == torch.float16 and getattr(model, "_keep_in_fp32_modules", None)) or ())
 
 
 def _halve(dtype: torch.dtype) -> Any:  # noqa: ANN401 – a forward pre-hook

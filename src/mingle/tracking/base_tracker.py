@@ -1,5 +1,7 @@
 """What is logged of a run, and the interface of the tools that it is logged to."""
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,15 +42,18 @@ class Tracker(ABC):
 TRACKERS: Registry[type[Tracker]] = Registry("tracker", "mingle.tracking")
 
 
-def open_tracker(target: str, name: str) -> Tracker:
-    """The tracker ``kind:folder``, such as ``tensorboard:logs``, for a run of that name.
+def open_tracker(target: str, run: MergeRun) -> Tracker:
+    """The tracker ``kind:folder``, such as ``tensorboard:logs``, for a run.
 
-    Raises UnknownNameError, ConfigError where no folder is named or the tracker's extra is not installed.
+    The log goes by the name of the run's folder and a hash of where that is. Raises UnknownNameError,
+    ConfigError where no folder is named or the tracker's extra is not installed.
     """
     kind, _, folder = target.partition(":")
     if not folder:
         raise ConfigError(f"tracker: expected kind:folder, such as tensorboard:logs, found {target!r}")
-    tracker = TRACKERS.get(kind)
+    tracker, place = TRACKERS.get(kind), run.path.resolve()
+    digest = hashlib.sha256(str(place).encode()).hexdigest()
+    name = re.sub(r"[^\w.-]", "_", place.name) + f"-{digest[:8]}"
     try:
         return tracker(Path(folder), name)
     except ImportError as error:
@@ -58,8 +63,17 @@ def open_tracker(target: str, name: str) -> Tracker:
 def track_step(tracker: Tracker, run: MergeRun, task: str) -> None:
     """Logs the step of a task: seconds, energy kept, and the loss of every adaptation step.
 
-    The step number is the task's position; that of a loss is its iteration.
+    The step number is the task's position; that of a loss is its iteration. Raises ConfigError where the
+    tracker fails: the step is merged and stays.
     """
+    try:
+        _log_step(tracker, run, task)
+    except Exception as error:  # whatever a tracker's library raises
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"task {task!r} is merged and stays, but was not logged: {reason}") from error
+
+
+def _log_step(tracker: Tracker, run: MergeRun, task: str) -> None:
     header, info = run.header, run.info(task)
     report = info["report"]
     tracker.settings(
