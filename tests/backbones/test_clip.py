@@ -181,6 +181,14 @@ def test_broken_head_is_named(folder, tensors, reason):
     assert str(error.value).startswith(f"{file}: {reason}")
 
 
+@pytest.mark.parametrize("classes", ["cat, dog", '"cat"', "[1, 2, 3, 4]"])
+def test_class_names_in_a_head_are_a_list_of_strings(folder, classes):
+    file = folder / "head.safetensors"
+    save_file({"class_embeddings": torch.zeros(4, 24)}, file, metadata={"classes": classes})
+    with pytest.raises(CheckpointError, match="expected classes in its metadata to be a JSON list of str"):
+        BACKBONE.head(BACKBONE.open(folder))
+
+
 # --- samples
 
 

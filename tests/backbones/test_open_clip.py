@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import CLIPTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mingle.backbones.open_clip import OpenClip
 from mingle.errors import CheckpointError, MismatchError
@@ -105,3 +106,13 @@ def test_a_base_needs_its_settings(tmp_path):
     file.write_text("{}")
     with pytest.raises(CheckpointError, match="expected model_cfg with embed_dim and vision_cfg"):
         BACKBONE.open(tmp_path / "base")
+
+
+def test_settings_are_read_only_where_they_are(tmp_path):
+    write_open_clip(tmp_path / "base")
+    opened = BACKBONE.open(tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(opened.config))
+    (tmp_path / "base" / "open_clip_config.json").unlink()
+    found = BACKBONE.prepare(images(0, 3), BACKBONE.open(tmp_path / "base"))["pixel_values"]
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    torch.testing.assert_close(found, (images(0, 3).float() / 255 - mean) / std)

@@ -1,12 +1,13 @@
 """An export is there whole or not at all, and takes nobody's place."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mingle.errors import ConfigError, ExportError, UnknownNameError
 from mingle.export import TARGETS, export_run
-from mingle.export.folder import check_files
+from mingle.export.folder import check_files, new_folder
 
 
 def test_it_takes_the_place_of_an_earlier_export_only_when_told(averaged, tmp_path):
@@ -48,7 +49,7 @@ def test_an_export_that_cannot_take_the_place_leaves_the_earlier_one(averaged, t
     content = export_run(averaged, "merged", out)
 
     def fail(path, target):
-        if target == out and not path.name.endswith(".old"):
+        if target == out and path.name != "older":
             raise OSError(5, "Input/output error")
         return rename(path, target)
 
@@ -56,6 +57,42 @@ def test_an_export_that_cannot_take_the_place_leaves_the_earlier_one(averaged, t
     with pytest.raises(ExportError, match=r"could not write the export \(Input/output error\)"):
         export_run(averaged, "merged", out, force=True)
     assert check_files(out) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_next_export_makes_good_what_a_killed_one_left(averaged, tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", Path.rename
+    content = export_run(averaged, "merged", out)
+
+    def kill(path, target):
+        """Once the earlier export has moved aside, the process does nothing any more."""
+        if not out.exists():
+            raise SystemExit
+        if path == out:
+            patches.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+        return rename(path, target)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "rename", kill)
+        with pytest.raises(SystemExit):
+            export_run(averaged, "hf", out, force=True)
+    assert not out.exists()
+    with pytest.raises(ExportError, match="already holds an export"):
+        export_run(averaged, "hf", out)
+    assert check_files(out) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_exports_to_one_place_do_not_meet(tmp_path):
+    def again():
+        with new_folder(tmp_path / "out", force=True):
+            pass
+
+    with new_folder(tmp_path / "out", force=False) as folder, ThreadPoolExecutor(1) as other:
+        (folder / "file").write_text("first")
+        with pytest.raises(ExportError, match="out: another export is writing there"):
+            other.submit(again).result()
+    assert (tmp_path / "out" / "file").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

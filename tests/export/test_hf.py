@@ -10,6 +10,7 @@ import yaml
 import mingle
 from mingle.errors import CheckpointError, ConfigError, ExportError, RunDamagedError
 from mingle.export import export_run, model_card
+from tests.backbones.families import FAMILIES
 from tests.export.conftest import TASKS, merge
 
 SCORES = {"acc": 0.5, "bwt": -0.015, "mixed_acc": None}
@@ -46,6 +47,17 @@ def test_it_opens_without_the_checkpoints_and_predicts_the_same_bits(moved, pixe
     state = merged.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert mingle.MergeRun.open(folder).verify() == []
+
+
+def test_a_base_of_open_clip_brings_its_settings(pixels, tmp_path):
+    FAMILIES["open_clip"].write(tmp_path)
+    run = mingle.MergeRun.create(tmp_path / "run", tmp_path / "base", method="average", backbone="open_clip")
+    run.add(tmp_path / "task1")
+    expected, _ = run.predict(pixels, "task1")
+    export_run(run, "hf", tmp_path / "out", options={"with_base": True})
+    shutil.rmtree(tmp_path / "base")
+    found, _ = mingle.from_pretrained(tmp_path / "out").predict(pixels, "task1")
+    assert torch.equal(found, expected)
 
 
 def test_it_holds_no_pickle_and_no_path_of_the_machine(made):

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 
 import mingle
 from mingle.errors import ConfigError, ExportError
@@ -27,6 +27,11 @@ class Hub:
         self.card = (folder_path / "README.md").read_text()
         self.calls.append(("upload", repo_id, delete_patterns))
         return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+class Unreachable(Hub):
+    def upload_folder(self, **_):
+        raise HTTPError("Name not known\nmore")
 
 
 class Forbidden(Hub):
@@ -67,12 +72,29 @@ def test_a_public_repository_is_not_filled_by_accident(averaged):
     assert [call[0] for call in hub.calls] == ["create", "create", "upload"]
 
 
+def test_a_private_repository_is_not_called_public(averaged):
+    hub = Hub(private=True)
+    with pytest.raises(ExportError, match="exists and is private, and nothing was sent; make it public"):
+        push_run(averaged, "me/model", upload=True, private=False, with_base=True, api=hub)
+    assert [call[0] for call in hub.calls] == ["create"]
+
+
+def test_a_hub_out_of_reach_is_said_in_a_line(averaged):
+    with pytest.raises(
+        ExportError, match=r"did not take it \(Name not known\); check the connection"
+    ) as found:
+        push_run(averaged, "me/model", upload=True, with_base=True, api=Unreachable())
+    assert "\n" not in str(found.value)
+
+
 def test_refusals(averaged):
     with pytest.raises(ConfigError, match="expected user/name, found 'model'"):
         push_run(averaged, "model")
     with pytest.raises(ExportError, match="its base is a folder of this machine"):
         push_run(averaged, "me/model")
-    with pytest.raises(ExportError, match=r"did not take it \(Token is required\); log in"):
+    with pytest.raises(
+        ExportError, match=r"did not take it \(Token is required\); check the connection, and log in"
+    ):
         push_run(averaged, "me/model", upload=True, with_base=True, api=Forbidden())
 
 

@@ -80,6 +80,9 @@ class Backbone(ABC):
     optional: ClassVar[Collection[str]] = ()
     """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
 
+    companions: ClassVar[tuple[str, ...]] = ()
+    """Files beside a base's weights that only this family has, and needs to open or prepare for them."""
+
     def open(self, source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
         """Opens a folder, file, hub id or adapter with this family's tensor names. Raises CheckpointError.
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import linear
 
+from mingle.backbones._head_files import read_head
 from mingle.backbones._names import class_names
 from mingle.backbones.base_backbone import Head
 from mingle.backbones.base_transformers import TransformersBackbone
@@ -36,23 +35,26 @@ class ClassifierBackbone(TransformersBackbone):
         """The checkpoint's own head; or a file, or ``head.safetensors`` beside it, with the head's tensors.
 
         A file names them as the checkpoint of a whole classifier does. A tensor (C, d) is the weight of a
-        head that is one Linear, without a bias. Class names are ``id2label`` of the checkpoint's config.json.
+        head that is one Linear, without a bias. Class names are those of the file's metadata (``classes``, a
+        JSON list), or else ``id2label`` of the checkpoint's config.json.
         Raises CheckpointError.
         """
         described = checkpoint if checkpoint.config or base is None else base
         beside = checkpoint.folder / "head.safetensors"
         file = given if given is not None or not beside.exists() else beside
         last = self._last(self.head_parameters(described))
+        named = None
         if isinstance(file, Tensor):
             where, bias = "head", file.new_zeros(len(file))
             tensors = {f"{last}.weight": file, f"{last}.bias": bias}
         elif file is not None:
-            where, tensors = str(file), _read(file)
+            where, (stored, named) = str(file), read_head(file)
+            tensors = {name: tensor.float() for name, tensor in stored.items()}
         else:
             where, tensors = checkpoint.source, self.head_tensors(checkpoint, described)
             if f"{last}.weight" not in tensors:
                 return None
-        return self._checked(where, tensors, checkpoint, base or described)
+        return self._checked(where, tensors, named, checkpoint, base or described)
 
     def classify(self, features: Tensor, head: Head) -> Tensor:
         """``W f + b``, or ``W φ(W₁ f + b₁) + b`` with a hidden Linear: (N, C), in float32 at least."""
@@ -68,7 +70,12 @@ class ClassifierBackbone(TransformersBackbone):
         return next((name for name in self.output if f"{name}.weight" in tensors), self.output[0])
 
     def _checked(
-        self, where: str, tensors: dict[str, Tensor], checkpoint: Checkpoint, described: Checkpoint
+        self,
+        where: str,
+        tensors: dict[str, Tensor],
+        named: list[str] | None,
+        checkpoint: Checkpoint,
+        described: Checkpoint,
     ) -> Head:
         kind = checkpoint.config.get("problem_type")
         if kind not in (None, "single_label_classification"):
@@ -90,11 +97,4 @@ class ClassifierBackbone(TransformersBackbone):
             )
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise CheckpointError(f"{where}: the head holds NaN or Inf")
-        return Head(class_names(where, classes, "classifier rows", checkpoint.config), tensors)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        return {name: tensor.float() for name, tensor in load_file(file).items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
+        return Head(class_names(where, classes, "classifier rows", checkpoint.config, named), tensors)

@@ -6,19 +6,17 @@ logit scale (Radford et al. 2021). A checkpoint folder may bring its head as ``h
 are the JSON list ``classes`` in the file's metadata, or else ``id2label`` of the checkpoint's config.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from mingle.backbones._clip_heads import zero_shot_head
+from mingle.backbones._head_files import read_head
 from mingle.backbones._images import pixels
 from mingle.backbones._names import class_names
 from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
@@ -110,12 +108,7 @@ class Clip(Backbone):
         if isinstance(given, Tensor):
             return _head("head", {"class_embeddings": given}, None, checkpoint, base)
         file = given or path
-        try:
-            with safe_open(file, framework="pt") as stored:
-                names = (stored.metadata() or {}).get("classes")
-            return _head(str(file), load_file(file), names, checkpoint, base)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
+        return _head(str(file), *read_head(file), checkpoint, base)
 
     def zero_shot_head(
         self, base: Checkpoint, classes: Sequence[str], templates: Sequence[str] | None = None
@@ -160,9 +153,13 @@ class Clip(Backbone):
 
 
 def _head(
-    where: str, tensors: dict[str, Tensor], names: str | None, checkpoint: Checkpoint, base: Checkpoint | None
+    where: str,
+    tensors: dict[str, Tensor],
+    named: list[str] | None,
+    checkpoint: Checkpoint,
+    base: Checkpoint | None,
 ) -> Head:
-    """Checks a head; class names from its own metadata (a JSON list), or else from the checkpoint."""
+    """Checks a head; class names from its own metadata, or else from the checkpoint."""
     embeddings = tensors.get("class_embeddings")
     if embeddings is None or embeddings.dim() != 2:
         raise CheckpointError(f"{where}: expected a tensor 'class_embeddings' (classes × dimension)")
@@ -172,7 +169,6 @@ def _head(
             f"{where}: expected finite class embeddings of dimension {wide}, the model's, "
             f"found {'×'.join(map(str, embeddings.shape))}"
         )
-    named = json.loads(names) if names else None
     return Head(class_names(where, len(embeddings), "class embeddings", checkpoint.config, named), tensors)
 
 

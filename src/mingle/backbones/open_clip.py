@@ -56,6 +56,7 @@ class OpenClip(Clip):
     """
 
     family = "OpenCLIP"
+    companions = (CONFIG,)
 
     def open(self, source: str | Path, base: Checkpoint | None = None) -> Checkpoint:
         """Opens a folder, file or hub id. Raises CheckpointError, also for towers that are no plain ViT."""
@@ -75,7 +76,9 @@ class OpenClip(Clip):
     def processing(self, base: Checkpoint) -> dict[str, Any]:
         """Settings of the image processor: mean and deviation of ``preprocess_cfg``, or else CLIP's own."""
         found = super().processing(base)
-        settings = read_json(base.folder / CONFIG).get("preprocess_cfg") or {}
+        # A config.json alone, of transformers' own kind, opens a base as well.
+        file = base.folder / CONFIG
+        settings = (read_json(file).get("preprocess_cfg") or {}) if file.is_file() else {}
         names = {"mean": "image_mean", "std": "image_std"}
         return found | {names[key]: settings[key] for key in names if key in settings}
 

@@ -7,49 +7,57 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mingle.errors import ExportError, RunDamagedError
-from mingle.state.lock import sync_folder, write_file
+from mingle.errors import ExportError, RunDamagedError, RunLockedError
+from mingle.state.lock import hold, sync_folder, write_file
 from mingle.state.manifest import FileEntry, read_json, readable_json
 
 EXPORT_FILE = "export.json"
 CARD_FILE = "README.md"
 SCHEMA = 1
+OLDER = "older"
 
 
 @contextmanager
 def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place once all is written, and goes if anything fails.
 
-    Raises ExportError where ``out`` holds anything; with ``force``, anything but an earlier export.
+    One that was killed is made good by the next: the earlier export is put back, the rest removed. Raises
+    ExportError where ``out`` holds anything (with ``force``, anything but an earlier export), or is written.
     """
-    _require_room(out, force=force)
-    temporary = out.parent / f".{out.name}.export-{os.getpid()}"
-    older = temporary.with_name(f"{temporary.name}.old")
+    # Names that the next export finds again, should this one be killed; the lock keeps two of them apart.
+    work, new = (out.parent / f".{out.name}.export{end}" for end in ("", ".new"))
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _require_room(out, force=force)
-        _swap(temporary, out, older)
-        sync_folder(out.parent)
+        work.mkdir(parents=True, exist_ok=True)
+        with hold(work):
+            try:
+                _settle(out, new, work)
+                _require_room(out, force=force)
+                new.mkdir()
+                yield new
+                _require_room(out, force=force)
+                if out.exists():
+                    out.rename(work / OLDER)
+                new.rename(out)
+                sync_folder(out.parent)
+            finally:
+                _settle(out, new, work)
+                shutil.rmtree(work, ignore_errors=True)
+    except RunLockedError as error:
+        raise ExportError(f"{out}: another export is writing there; wait until it is done") from error
     except OSError as error:
         raise ExportError(
             f"{out}: could not write the export ({error.strerror or error}); nothing was changed; "
             "check the disk and the permissions of the folder and try again"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
 
 
-def _swap(new: Path, place: Path, older: Path) -> None:
-    try:
-        if place.exists():
-            place.rename(older)
-        new.rename(place)
-    except BaseException:
-        if older.exists() and not place.exists():
-            older.rename(place)
-        raise
+def _settle(out: Path, new: Path, work: Path) -> None:
+    """Puts an earlier export back where none has taken its place, and removes what is left over."""
+    older = work / OLDER
+    if older.exists() and not out.exists():
+        older.rename(out)
+    for folder in (new, older):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def seal(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:

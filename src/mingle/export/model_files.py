@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mingle.backbones import Backbone
 from mingle.methods import State
 from mingle.methods.base_method import Progress, silent
 from mingle.state.lock import write_file
@@ -76,14 +77,14 @@ def write_heads(folder: Path, state: State) -> None:
             (folder / "heads" / f"{task}.json").write_text(json.dumps(head.classes), "utf-8")
 
 
-def copy_companions(base: Checkpoint, folder: Path) -> None:
-    """Copies what lies beside the base's weights and configuration."""
-    for name in COMPANIONS:
+def copy_companions(base: Checkpoint, backbone: Backbone, folder: Path) -> None:
+    """Copies what lies beside the base's weights and configuration, also what only its family has."""
+    for name in (*COMPANIONS, *backbone.companions):
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
 
 
-def copy_base(base: Checkpoint, folder: Path, progress: Progress) -> None:
+def copy_base(base: Checkpoint, backbone: Backbone, folder: Path, progress: Progress) -> None:
     """The base as it is: its tensors under their stored names and dtypes, its configuration, its companions.
 
     A single file becomes ``model.safetensors``.
@@ -98,7 +99,7 @@ def copy_base(base: Checkpoint, folder: Path, progress: Progress) -> None:
     for name in others:
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, folder / name)
-    copy_companions(base, folder)
+    copy_companions(base, backbone, folder)
 
 
 def _size(spec: Spec) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of its HTTP client
 
 from mingle.errors import ConfigError, ExportError
 from mingle.export.export import export_run
@@ -47,7 +47,8 @@ def push_run(
     Without ``upload`` nothing is asked of the network. Who sends is who is logged in (``hf auth login``).
 
     Raises ConfigError for what is no ``owner/name``; ExportError for a base that others could not open, a
-    public repository without ``private=False``, or a hub that refuses; all that `export_run` raises.
+    repository that is public and not meant to be, or the other way round, or a hub that refuses or is out
+    of reach; all that `export_run` raises.
     """
     _check(run, repo, with_base=with_base)
     options = {"with_base": with_base, "results": results, "repo": repo}
@@ -73,10 +74,14 @@ def _check(run: MergeRun, repo: str, *, with_base: bool) -> None:
 def _upload(folder: Path, repo: str, private: bool, api: HfApi) -> str:
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        if private and not api.repo_info(repo).private:
+        if bool(api.repo_info(repo).private) != private:
+            found, advice = (
+                ("public", "to publish there say so (--public)")
+                if private
+                else ("private", "make it public in its settings, or leave out --public")
+            )
             raise ExportError(
-                f"{repo}: exists and is public, and nothing was sent; "
-                "to publish there say so (--public), or choose another name"
+                f"{repo}: exists and is {found}, and nothing was sent; {advice}, or choose another name"
             )
         commit = api.upload_folder(
             repo_id=repo,
@@ -84,10 +89,10 @@ def _upload(folder: Path, repo: str, private: bool, api: HfApi) -> str:
             commit_message="Merged model, exported by mingle",
             delete_patterns=STALE,
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(
-            f"{repo}: the hub did not take it ({reason}); "
+            f"{repo}: the hub did not take it ({reason}); check the connection, and "
             "log in (hf auth login) with a token that may write there"
         ) from error
     return str(commit.commit_url)

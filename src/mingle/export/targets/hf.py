@@ -48,7 +48,7 @@ class Hf(Target[HfOptions]):
         copied = run.copy(folder, base=BASE_FOLDER if self.options.with_base else None, progress=progress)
         (folder / LOCK_FILE).unlink(missing_ok=True)
         if self.options.with_base:
-            copy_base(run.base.checkpoint, folder / BASE_FOLDER, progress)
+            copy_base(run.base.checkpoint, run.backbone, folder / BASE_FOLDER, progress)
         (folder / CARD_FILE).write_text(self._card(run), "utf-8")
         return {"base": copied.header["base"]}
 

@@ -31,7 +31,8 @@ class Merged(Target[MergedOptions]):
     """``model.safetensors``, ``config.json``, what lies beside the base, and ``heads/<task>.safetensors``.
 
     ``from_pretrained`` of the class that ``architectures`` names gives the weights of ``run.model()``, with
-    the head and the class names of ``task`` where the class has a head.
+    the head and the class names of ``task`` where the class has a head; with several tasks and none chosen
+    that is the bare class.
     """
 
     options_type = MergedOptions
@@ -63,25 +64,38 @@ class Merged(Target[MergedOptions]):
         weights = LazyTensors(specs, lambda name: head[name] if name in head else stored[name])
         write_weights(folder, weights, shard_bytes=self.options.shard_mb * 1e6, progress=progress)
         config = base.backbone.config(base.checkpoint)
-        config.architectures = [type(base.backbone.skeleton(base.checkpoint)).__name__]
+        model: Any = base.backbone.skeleton(base.checkpoint)
+        bare = bool(_own(run)) and not head
+        # The class with a head would make up one that nobody trained.
+        config.architectures = [type(model.base_model if bare else model).__name__]
         config.dtype = base.dtype  # otherwise the base's, to which the weights would be rounded
         if head and task:
             config.id2label = dict(enumerate(run.info(task)["classes"]))
             config.label2id = {name: index for index, name in config.id2label.items()}
         config.save_pretrained(folder)
-        copy_companions(base.checkpoint, folder)
+        copy_companions(base.checkpoint, base.backbone, folder)
         write_heads(folder, state)
-        return {"architecture": config.architectures[0], "head": task if head else None}
+        details = {"architecture": config.architectures[0], "head": task if head else None}
+        if bare:
+            details["notes"] = [
+                f"no head is part of the model, so it is a bare {config.architectures[0]}; the heads are in "
+                "heads/, and --task makes one of them part of a classifier"
+            ]
+        return details
 
 
 def _head(run: MergeRun, task: str) -> dict[str, Tensor]:
     """The tensors of a task's head by their names in the class; none where they are no part of it."""
     head = run.state.step(task).head
-    own = run.backbone.heads if isinstance(run.backbone, TransformersBackbone) else ()
-    inside = tuple(f"{name}." for name in own)
+    inside = tuple(f"{name}." for name in _own(run))
     if head is None or not inside:
         return {}
     return {name: tensor for name, tensor in head.tensors.items() if name.startswith(inside)}
+
+
+def _own(run: MergeRun) -> tuple[str, ...]:
+    """The modules of the class that are a task's head, if it has such."""
+    return run.backbone.heads if isinstance(run.backbone, TransformersBackbone) else ()
 
 
 PLUGIN = Merged

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from mingle.backbones import Backbone, Batch, Head
@@ -60,13 +61,13 @@ class Onnx(Target[OnnxOptions]):
         state = run.state
         heads = {s.task: s.head for s in state.steps if s.head is not None} if self.options.logits else {}
         model = run.model()
-        batch, axes = _example(model)
+        batch, axes = _example(model, run)
         progress("tracing", 0, 1)
         _trace(
             _Graph(model, run.backbone, tuple(batch), heads), batch, axes, (FEATURES, *heads), folder / FILE
         )
         progress("tracing", 1, 1)
-        copy_companions(run.base.checkpoint, folder)
+        copy_companions(run.base.checkpoint, run.backbone, folder)
         return {"inputs": list(batch), "outputs": [FEATURES, *heads]}
 
 
@@ -84,12 +85,17 @@ class _Graph(nn.Module):
         return (features, *(self.backbone.classify(features, head) for head in self.heads.values()))
 
 
-def _example(model: Any) -> tuple[Batch, list[dict[int, str]]]:  # noqa: ANN401 – a class of transformers
+def _example(
+    model: Any,  # noqa: ANN401 – a class of transformers
+    run: MergeRun,
+) -> tuple[Batch, list[dict[int, str]]]:
     """Two samples of what the model reads, and which axes are open. Raises ExportError."""
     if model.main_input_name == "pixel_values":
         size = model.config.image_size
         high, wide = size if isinstance(size, list | tuple) else (size, size)
-        return {"pixel_values": torch.zeros(2, model.config.num_channels, high, wide)}, [{0: BATCH}]
+        # What the base prepares pictures to need not be the size that its configuration names.
+        blank = Image.new("RGB", (wide, high))
+        return run.backbone.prepare([blank, blank], run.base.checkpoint), [{0: BATCH}]
     if model.main_input_name == "input_ids":
         ids = torch.ones(2, 8, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": ids.clone()}, [{0: BATCH, 1: TOKENS}] * 2

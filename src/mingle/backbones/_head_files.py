@@ -1,0 +1,27 @@
+"""Files of class heads: tensors by name, and the class names in the metadata."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mingle.errors import CheckpointError
+
+
+def read_head(file: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The tensors, and the JSON list ``classes`` of the metadata, if any. Raises CheckpointError."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            text = (stored.metadata() or {}).get("classes")
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
+    try:
+        names = json.loads(text) if text else None
+    except ValueError:
+        names = text
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise CheckpointError(f"{file}: expected classes in its metadata to be a JSON list of strings")
+    return tensors, names
