@@ -1,6 +1,7 @@
 """The way to dino8 and its adapters, on an exported model and pictures made here: nothing is downloaded."""
 
 import json
+import shutil
 import zipfile
 
 import onnx
@@ -156,6 +157,25 @@ def test_training_pictures_come_on_request(root):
     images, labels = Dino8(folder).train("tiny")
     assert images.shape == (2000, 3, 70, 70)
     assert labels.bincount().tolist() == [667, 667, 666]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("name", ["dino8", "dino8_lora"])
+def test_training_pictures_of_a_finished_suite_need_no_training(root, name, monkeypatch):
+    folder = built(name, root)[1]
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    place = WorkFolder(root, "dino8")
+    sources = shutil.move(place.work / "sources", root / "sources")
+    shutil.rmtree(place.packages)
+    shutil.rmtree(place.work)
+    place.work.mkdir()
+    shutil.move(sources, place.work / "sources")
+    monkeypatch.setattr(build, "finetune", None)
+    wish = Dino8(folder).plan(root, BuildOptions(train=True))
+    assert wish.estimate() == "training images of 1 tasks to draw"
+    wish.build(lambda *what: None)
+    assert {path: (folder / path).read_bytes() for path in before} == before
+    assert len(Dino8(folder).train("tiny")[1]) == 2000
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from mingle.backbones import BACKBONES
@@ -262,6 +264,37 @@ def test_a_base_of_another_kind_is_refused_before_anything_starts(place, tmp_pat
     with pytest.raises(ConfigError, match="expected model_type 'bert', found 'gpt2'"):
         suite.plan(place.root, BuildOptions(base=other))
     assert not place.work.exists()
+
+
+def test_another_base_than_the_one_begun_with_is_refused(tiny, place, bert, tmp_path, monkeypatch):
+    suite, options = tiny
+    other = shutil.copytree(bert, tmp_path / "other")
+    weights = {name: tensor + 1 for name, tensor in load_file(bert / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    refused = pytest.raises(
+        ConfigError, match=r"other: not the base .* minilm8 began with.*or delete .*first"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "finetune", None)
+        with pytest.raises(TypeError):
+            suite.plan(place.root, options).build(lambda *what: None)
+    with refused:
+        suite.plan(place.root, BuildOptions(base=other))
+    suite.plan(place.root, options).build(lambda *what: None)
+    shutil.rmtree(place.work)
+    with refused:
+        suite.plan(place.root, BuildOptions(base=other))
+    suite.plan(place.root, BuildOptions(base=shutil.copytree(bert, tmp_path / "same")))
+
+
+def test_a_finished_suite_needs_nothing_of_its_work_folder(tiny, place):
+    suite, options = tiny
+    folder = suite.plan(place.root, options).build(lambda *what: None)
+    shutil.rmtree(place.work)
+    shutil.rmtree(place.packages)
+    for again in (options, BuildOptions()):
+        todo = suite.plan(place.root, again)
+        assert (todo.estimate(), todo.build(lambda *what: None)) == ("nothing left to do", folder)
 
 
 def test_before_the_build_the_suite_says_how_to_make_it(place):

