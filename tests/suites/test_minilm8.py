@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -295,6 +296,34 @@ def test_a_finished_suite_needs_nothing_of_its_work_folder(tiny, place):
     for again in (options, BuildOptions()):
         todo = suite.plan(place.root, again)
         assert (todo.estimate(), todo.build(lambda *what: None)) == ("nothing left to do", folder)
+
+
+def test_the_base_may_be_a_hub_id(tiny, place, bert, monkeypatch):
+    asked = []
+
+    def deliver(hub_id, allow_patterns):
+        asked.extend([hub_id, *allow_patterns])
+        return str(bert)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deliver)
+    todo = tiny[0].plan(place.root, BuildOptions(base="someone/a-bert"))
+    assert (asked[0], {*build.REQUIRED, "README.md"} <= {*asked}, todo.base) == ("someone/a-bert", True, bert)
+
+
+class Recorder(torch.nn.Linear):
+    """Notes where its argument was; its logits are real even where its weights are not."""
+
+    def forward(self, rows):
+        self.seen = rows.device.type
+        return SimpleNamespace(logits=torch.ones(1, device="cpu"))
+
+
+def test_a_model_on_another_device_is_given_its_arguments_there(monkeypatch):
+    assert training.on_device(Recorder(2, 2)).weight.device == training.device()
+    monkeypatch.setattr(training, "device", lambda: torch.device("meta"))
+    model = training.on_device(Recorder(2, 2))
+    assert model(rows=torch.ones(1, 2)).logits.device.type == "cpu"
+    assert (model.seen, model.weight.is_meta) == ("meta", True)
 
 
 def test_before_the_build_the_suite_says_how_to_make_it(place):
