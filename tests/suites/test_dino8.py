@@ -13,6 +13,7 @@ from transformers import AutoModelForImageClassification, Dinov2Config, Dinov2Mo
 
 from mingle.backbones import BACKBONES
 from mingle.errors import ConfigError
+from mingle.export.card import licence
 from mingle.suites._build import training
 from mingle.suites._build.folder import WorkFolder
 from mingle.suites._dino import build, finetune, recipe, weights
@@ -141,6 +142,8 @@ def test_a_build_makes_a_suite_that_the_backbone_reads(root):
     for name, checkpoint in (("base_accuracy", base), ("individual_accuracy", own)):
         share = (backbone.predict(backbone.build(checkpoint), batch, head) == labels).float().mean().item()
         assert suite.description[name]["tiny"] == pytest.approx(share, abs=1e-4)
+    assert [licence(str(folder / part)) for part in ("base", "tiny")] == ["apache-2.0", "other"]
+    assert suite.description["licenses"]["mnist"] == "as the base; sources: MIT"
     before, after = (load_file(suite.folder / part / "model.safetensors") for part in ("base", "tiny"))
     moved = {name for name in before if not torch.equal(before[name], after[f"dinov2.{name}"])}
     assert moved == before.keys() - {"embeddings.mask_token"}

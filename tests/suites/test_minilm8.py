@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from mingle.backbones import BACKBONES
 from mingle.errors import ConfigError
+from mingle.export.card import licence
 from mingle.suites._build import training
 from mingle.suites._build.draws import batch_of
 from mingle.suites._build.folder import WorkFolder
@@ -224,6 +225,9 @@ def test_a_build_makes_a_suite_that_the_backbone_reads(tiny, place, monkeypatch)
     counts = json.loads((folder / "data" / "reuters44.classes.json").read_text())
     sums = [(row["class"], sum(row[part] for part in splits.PARTS)) for row in counts]
     assert sums == [("tea", 16), ("tin", 16)]
+    assert licence(str(folder / "reuters44")) == "as the base; texts: free for research"
+    assert licence(str(folder / "base")) == "other"  # this one's base came without a card
+    assert suite.description["licenses"].keys() == recipe.TASKS.keys()
     assert "Princeton" in (folder / "LICENSES.md").read_text("utf-8")
     assert suite.plan(place.root, options).estimate() == "nothing left to do"
 

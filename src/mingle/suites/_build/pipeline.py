@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,9 @@ class Pipeline(ABC, Generic[T]):
 
     required: ClassVar[tuple[str, ...]]
     """Files of the base that decide what it computes."""
+
+    known_licences: ClassVar[Mapping[str, str]]
+    """What ``suite.json`` says of the licences of tasks, where there is one word for it."""
 
     @property
     def packages(self) -> list[Package]:
@@ -167,6 +170,8 @@ class Pipeline(ABC, Generic[T]):
             "tasks": [task.name for task in self.tasks],
             "base_accuracy": {name: score["base"] for name, score in scores.items()},
             "individual_accuracy": {name: score["individual"] for name, score in scores.items()},
+            "license": "other",
+            "licenses": dict(self.known_licences),
         }
         write_json(folder / "suite.json", description)
 

@@ -18,7 +18,7 @@ from mingle.suites._build.pipeline import Pipeline
 from mingle.suites._build.training import on_device
 from mingle.suites._build.workers import Progress, seconds_of
 from mingle.suites._dino.finetune import finetune, loss_of
-from mingle.suites._dino.recipe import BATCH, MODEL, SIDE, SOURCE_SIDE, DinoTask, tasks
+from mingle.suites._dino.recipe import BATCH, LICENCES, MODEL, SIDE, SOURCE_SIDE, DinoTask, tasks
 from mingle.suites._dino.weights import VIT_S, from_graph, write_model, write_preprocessor
 from mingle.suites._glyph import fetch as glyph_fetch
 from mingle.suites._glyph.build import check_extra
@@ -47,6 +47,7 @@ class DinoBuild(Pipeline[DinoTask]):
     backbone = "image_classifier"
     model = MODEL
     required = REQUIRED
+    known_licences = LICENCES
 
     @classmethod
     def plan(

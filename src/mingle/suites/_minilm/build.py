@@ -15,7 +15,7 @@ from mingle.suites._build.pipeline import Pipeline
 from mingle.suites._build.training import on_device
 from mingle.suites._build.workers import Progress, seconds_of
 from mingle.suites._minilm.finetune import TOKENIZER, Texts, finetune, loss_of
-from mingle.suites._minilm.recipe import ALL, CORPORA, MODEL, WORDNET, TextTask
+from mingle.suites._minilm.recipe import ALL, CORPORA, LICENCES, MODEL, WORDNET, TextTask
 from mingle.suites._minilm.sources import read
 from mingle.suites._minilm.splits import PARTS, split, write_parts
 
@@ -33,6 +33,7 @@ class MiniLMBuild(Pipeline[TextTask]):
     backbone = "text_classifier"
     model = MODEL
     required = REQUIRED
+    known_licences = LICENCES
 
     @classmethod
     def plan(cls, name: str, root: Path, jobs: int | None, base: str | Path | None) -> "MiniLMBuild":
