@@ -300,6 +300,9 @@ def test_a_finished_suite_needs_nothing_of_its_work_folder(tiny, place):
     for again in (options, BuildOptions()):
         todo = suite.plan(place.root, again)
         assert (todo.estimate(), todo.build(lambda *what: None)) == ("nothing left to do", folder)
+    (folder / "suite.json").unlink()
+    suite.plan(place.root, options).build(lambda *what: None)
+    assert suite.ready
 
 
 def test_the_base_may_be_a_hub_id(tiny, place, bert, monkeypatch):

@@ -140,13 +140,14 @@ class Pipeline(ABC, Generic[T]):
     def build(self, progress: Progress) -> Path:
         """Does what is left; the folder of the suite. Raises ConfigError when another process builds there."""
         with self.place.locked():
-            left, stale = self.to_tune, bool(self.to_tune or self.to_add)
+            left, whole = self.to_tune, (self.finished / "suite.json").exists()
+            stale = bool(left or self.to_add or not whole)
             if stale:
                 self.restore()
                 self.prepare(progress)
             if left:
                 finetune_all(self.place, left, self.jobs, self.work(), progress)
-            if stale or not (self.finished / "suite.json").exists():
+            if stale:
                 progress(f"package {self.name}", 0, 1)
                 write_whole(self.finished, self.package)
         return self.finished
