@@ -59,6 +59,8 @@ def main() -> None:
         "base": "base",
         "base_accuracy": alone,
         "individual_accuracy": individual,
+        "license": "other",
+        "licenses": dict.fromkeys(("mnist", "fashion_mnist"), "as the base; sources: MIT"),
     }
     (suite / "suite.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     means = [sum(values.values()) / len(values) for values in (alone, individual)]

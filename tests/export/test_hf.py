@@ -159,6 +159,8 @@ def test_the_card_takes_licences_from_the_parts(narrow, pixels, tmp_path):
     assert front_matter(model_card(run))["license"] == "unknown"
     (zoo / "suite.json").write_text('{"license": "apache-2.0"}')
     assert front_matter(model_card(run))["license"] == "apache-2.0"
+    (zoo / "suite.json").write_text('{"license": "apache-2.0", "licenses": {"task2": "bsd-3-clause"}}')
+    assert "| task2 | task2 | 4 | bsd-3-clause |" in model_card(run)
     (zoo / "task2" / "README.md").write_text("---\nlicense: mit\n---\n")
     card = model_card(run)
     assert front_matter(card)["license"] == "other"

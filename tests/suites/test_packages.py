@@ -53,6 +53,20 @@ def test_a_file_with_another_hash_is_never_opened(tools, tmp_path):
     with pytest.raises(ConfigError, match=f"expected SHA-256 000.*found {RIGHT}; it is not the file"):
         packages.fetch([package], tmp_path, lambda what: None)
     assert packages.missing([package], tmp_path) == [package]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_was_there_before_is_checked_and_removed(tools, tmp_path):
+    package = Package("pypi", "some-data", "1.2", RIGHT, 3)
+    file = tmp_path / "some_data-1.2-py3-none-any.whl"
+    file.write_bytes(b"something else")
+    packages.fetch([package], tmp_path, lambda what: None)
+    assert tools == []
+    with pytest.raises(ConfigError, match=f"{file}: expected SHA-256 {RIGHT}, found .*removed unopened"):
+        package.found(tmp_path)
+    assert not file.exists()
+    packages.fetch([package], tmp_path, lambda what: None)
+    assert package.found(tmp_path).read_bytes() == CONTENT
 
 
 def test_a_tool_that_is_missing_is_named(monkeypatch, tmp_path):

@@ -32,8 +32,8 @@ def build(
     ] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Fine-tune that many tasks at a time.")] = None,
     base: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the pretrained model, instead of the package that carries it."),
+        str | None,
+        typer.Option(help="Folder or hub id of the pretrained model, instead of its package."),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -75,6 +75,7 @@ def model_card(run: MergeRun, *, results: Mapping[str, Any] | None = None, repo:
 def licence(source: str) -> str:
     """``license`` of the front matter of a model's README.md, or of the suite.json beside it; else unknown.
 
+    In a suite.json, what ``licenses`` says of the model's folder comes before ``license``, the suite's.
     Nothing is fetched: of a hub id only what was fetched before is read.
     """
     try:
@@ -84,7 +85,7 @@ def licence(source: str) -> str:
     folder = Path(located).expanduser()
     if folder.exists():
         folder = folder if folder.is_dir() else folder.parent
-        return _of_card(folder / "README.md") or _of_suite(folder.parent / "suite.json") or UNKNOWN
+        return _of_card(folder / "README.md") or _of_suite(folder) or UNKNOWN
     if is_hub_id(located):
         cached = try_to_load_from_cache(located, "README.md")
         return (_of_card(Path(cached)) if isinstance(cached, str) else None) or UNKNOWN
@@ -101,8 +102,12 @@ def _of_card(path: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def _of_suite(path: Path) -> str | None:
-    stated = read_json(path).get("license") if path.is_file() else None
+def _of_suite(part: Path) -> str | None:
+    path = part.parent / "suite.json"
+    suite = read_json(path) if path.is_file() else {}
+    parts = suite.get("licenses")
+    own = parts.get(part.name) if isinstance(parts, dict) else None
+    stated = suite.get("license") if own is None else own
     return stated if isinstance(stated, str) else None
 
 

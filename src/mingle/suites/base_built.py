@@ -17,13 +17,13 @@ from mingle.suites.base_folder import FolderSuite
 class BuildOptions:
     """What a build can be told; None and False leave it to the suite.
 
-    ``train``: write labelled training images too. ``jobs``: processes that fine-tune. ``base``: a folder with
-    the pretrained model, instead of the package that carries it.
+    ``train``: write labelled training images too. ``jobs``: processes that fine-tune. ``base``: a folder or
+    hub id of the pretrained model, instead of the package that carries it.
     """
 
     train: bool = False
     jobs: int | None = None
-    base: Path | None = None
+    base: str | Path | None = None
 
 
 class Plan(Protocol):

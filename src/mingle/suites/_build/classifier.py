@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from mingle.suites._build.folder import WorkFolder, write_json, write_whole
-from mingle.suites._build.training import Schedule, train
+from mingle.suites._build.training import Schedule, on_device, train
 
 RIDGE, SCALE = 0.01, 10.0
 Kwargs = dict[str, Tensor]
@@ -43,11 +43,11 @@ class Finetuning:
 
 def finetune(place: WorkFolder, name: str, tuning: Finetuning, write: Callable[[Any, Path], None]) -> None:
     """From the base to ``place.model(name)``: what ``write`` stores of the model, and ``accuracy.json``."""
-    model, state_file = tuning.open_model(), place.state(name)
+    model, state_file = on_device(tuning.open_model()), place.state(name)
     begin_head(model.classifier, features(model, model.classifier, tuning.begin.batches), tuning.begin.labels)
-    trained = tuning.wrap(model)
+    trained = tuning.wrap(model).to(model.device)  # what was added to it too
     train(trained, lambda step: tuning.loss(trained, step), tuning.schedule, state_file)
-    base = tuning.open_model()
+    base = on_device(tuning.open_model())
     for head in tuning.heads:
         base.get_submodule(head).load_state_dict(_own(model.get_submodule(head)).state_dict())
     scores = {"base": accuracy(base, tuning.test), "individual": accuracy(trained, tuning.test)}
@@ -86,7 +86,7 @@ def begin_head(head: nn.Linear, rows: Tensor, labels: Tensor) -> None:
 def features(model: nn.Module, head: nn.Linear, batches: Sequence[Kwargs]) -> Tensor:
     """What the head of a model reads: (N, d)."""
     seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
     try:
         for batch in batches:
             model(**batch)

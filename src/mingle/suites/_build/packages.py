@@ -38,10 +38,18 @@ class Package:
         return next(iter(sorted(folder.glob(f"{stem}-{self.version}[-.]*"))), None)
 
     def found(self, folder: Path) -> Path:
-        """The downloaded file. Raises ConfigError where it is not there."""
+        """The downloaded file. Raises ConfigError where it is not there, or another one, which is removed."""
         file = self.file(folder)
         if file is None:
             raise ConfigError(f"{self}: not found in {folder}; run the build again")
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != self.sha256:
+            file.unlink()
+            raise ConfigError(
+                f"{file}: expected SHA-256 {self.sha256}, found {found}; it is not the file that was tested, "
+                "so it was removed unopened; run the build again to download it anew"
+            )
         return file
 
 
@@ -73,15 +81,7 @@ def fetch(packages: Iterable[Package], folder: Path, say: Say) -> None:
         say(f"download {package} ({package.size} MB)")
         shutil.rmtree(partial, ignore_errors=True)
         run(_command(package), partial)
-        file = package.file(partial)
-        if file is None:
-            raise ConfigError(f"{package}: downloaded, but no file of that name is in {partial}")
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if found != package.sha256:
-            raise ConfigError(
-                f"{file.name}: expected SHA-256 {package.sha256}, found {found}; "
-                "it is not the file that was tested, so it is not opened"
-            )
+        file = package.found(partial)
         file.replace(folder / file.name)
         shutil.rmtree(partial)
 

