@@ -49,7 +49,7 @@ def _check_base(file: Path, named: str, base: Checkpoint) -> None:
     if _last(named) not in known:
         raise CheckpointError(
             f"{file}: base_model_name_or_path: expected the run's base {base.source}, found {named}; merge "
-            "an adapter into the base that it was trained on; if that is this one, put its name into this file"
+            "an adapter into the base that it was trained on; if that is this one, put its name here"
         )
 
 
