@@ -274,6 +274,7 @@ FEATURES = {
     "init_lora_weights": ("pissa_niter_4", "'pissa_niter_4' changed the base too"),
     "r": ("eight", "expected numbers"),
     "rank_pattern": ([4], "expected numbers"),
+    "alpha_pattern": ({"q_proj(": 3}, "name (missing ), unterminated subpattern"),
 }
 
 
