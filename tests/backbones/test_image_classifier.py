@@ -8,7 +8,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, BitImageProcessorPil
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    BitImageProcessorPil,
+    DeiTForImageClassificationWithTeacher,
+)
 
 from mingle.backbones import BACKBONES, Head
 from mingle.backbones.image_classifier import ImageClassifier
@@ -185,6 +191,57 @@ def test_settings_that_change_the_function_must_agree(vit, task, changes, messag
     base = BACKBONE.open(vit / "base")
     with pytest.raises(CheckpointError, match=message):
         BACKBONE.check_family(BACKBONE.open(task, base), base)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "family", "file", "written"),
+    [
+        ("image_classifier", "vit", "preprocessor_config.json", {"image_mean": [0.485, 0.456, 0.406]}),
+        ("clip", "clip", "preprocessor_config.json", {"image_std": [0.5, 0.5, 0.5]}),
+        ("open_clip", "open_clip", "open_clip_config.json", {"preprocess_cfg": {"mean": [0.1, 0.1, 0.1]}}),
+    ],
+)
+def test_pictures_must_be_normalised_as_the_base_does_it(tmp_path, backbone, family, file, written):
+    FAMILIES[family].write(tmp_path)
+    described = BACKBONES.get(backbone)()
+    base = described.open(tmp_path / "base")
+    path = tmp_path / "task1" / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+    same = described.processor(base)
+    if backbone != "open_clip":
+        before |= {"image_mean": [x + 1e-7 for x in same.image_mean], "image_std": list(same.image_std)}
+    path.write_text(json.dumps(before))
+    described.check_family(described.open(tmp_path / "task1", base), base)
+    path.write_text(json.dumps(before | written))
+    with pytest.raises(
+        CheckpointError, match=r"task1: normalises .*: image_(mean|std) \[.* \(base "
+    ) as error:
+        described.check_family(described.open(tmp_path / "task1", base), base)
+    assert "\n" not in str(error.value)
+
+
+def test_class_names_that_contradict_their_numbers(vit, task):
+    base = BACKBONE.open(vit / "base")
+    names = ["crane", "dog", "crane"]
+    numbered = {str(i): name for i, name in enumerate(names)}
+    for numbers in ({"crane": 2, "dog": 1}, {f"LABEL_{i}": i for i in range(3)}):
+        configure(task, id2label=numbered, label2id=numbers)
+        assert BACKBONE.head(BACKBONE.open(task, base), base=base).classes == tuple(names)
+    configure(task, id2label=numbered, label2id={"crane": 1, "dog": 0})
+    with pytest.raises(CheckpointError, match="contradict each other: class 'crane' is 0 and 1; correct"):
+        BACKBONE.head(BACKBONE.open(task, base), base=base)
+
+
+def test_a_distilled_model_is_opened_without_its_two_heads(tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("deit", **IMAGES["deit"][1], num_labels=3)
+    DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path)
+    opened = BACKBONE.open(tmp_path)
+    assert opened.config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
+    assert all(name.startswith("deit.") for name in opened.names())
+    features = BACKBONE.features(BACKBONE.build(opened), BACKBONE.prepare(images(0, 2), opened))
+    assert features.shape == (2, 32)
+    assert BACKBONE.head(opened) is None
 
 
 def test_a_model_of_another_family_is_not_a_fine_tuning(vit, tmp_path):

@@ -14,6 +14,7 @@ from mingle.backbones.open_clip import OpenClip
 from mingle.errors import CheckpointError, MismatchError
 from mingle.state import MergeRun
 
+from ..weights.adapters import ADAPTER_FILE, saved
 from .families import images
 from .plain_open_clip import write_open_clip
 from .whole_clip import write_clip
@@ -116,3 +117,30 @@ def test_settings_are_read_only_where_they_are(tmp_path):
     found = BACKBONE.prepare(images(0, 3), BACKBONE.open(tmp_path / "base"))["pixel_values"]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     torch.testing.assert_close(found, (images(0, 3).float() / 255 - mean) / std)
+
+
+@torch.no_grad()
+def test_adapter_that_stores_fused_tensors_whole(tmp_path):
+    plain = write_open_clip(tmp_path / "base")
+    settings = {"target_modules": ["c_fc", "c_proj"], "modules_to_save": ["attn"]}
+    folder, wrapped = saved(plain, tmp_path / "adapter", **settings)
+    base = BACKBONE.open(tmp_path / "base")
+    opened = BACKBONE.open(folder, base)
+    query = "vision_model.encoder.layers.0.self_attn.q_proj.bias"
+    assert not torch.equal(opened.tensor(query), base.tensor(query))
+    found = BACKBONE.features(BACKBONE.build(opened, base), {"pixel_values": pictures()})
+    expected = wrapped.base_model.model.visual(pictures())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    file = folder / ADAPTER_FILE
+    stored = load_file(file)
+    name = next(name for name in stored if name.endswith("visual.transformer.resblocks.0.attn.in_proj_bias"))
+    save_file(stored | {name: torch.zeros(93)}, file)
+    with pytest.raises(MismatchError, match=r"layers\.0\.self_attn\.q_proj\.bias: shape 31, base has 32"):
+        BACKBONE.open(folder, base)
+
+
+def test_adapter_of_a_fused_tensor_is_refused_by_name(tmp_path):
+    plain = write_open_clip(tmp_path / "base")
+    folder, _ = saved(plain, tmp_path / "adapter", target_modules=["attn", "c_fc"])
+    with pytest.raises(MismatchError, match=r"visual\.transformer\.resblocks\.0\.attn\.weight: the base has"):
+        BACKBONE.open(folder, BACKBONE.open(tmp_path / "base"))

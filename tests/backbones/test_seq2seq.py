@@ -159,6 +159,17 @@ def test_other_families_and_other_settings_are_refused(zoo, base, tmp_path):
             BACKBONE.check_family(BACKBONE.open(folder), base.checkpoint)
 
 
+def test_another_tokenizer_is_refused(tied, tmp_path):
+    folder = shutil.copytree(tied / "task1", tmp_path / "task1")
+    described = json.loads((tied / "base" / "tokenizer.json").read_text())
+    words = described["model"]["vocab"]
+    words["good"], words["bad"] = words["bad"], words["good"]
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    run = MergeRun.create(tmp_path / "run", tied / "base", method="average", backbone="seq2seq")
+    with pytest.raises(CheckpointError, match=r"another tokenizer than the base's .*: vocabulary differ"):
+        run.add(folder)
+
+
 def test_missing_output_matrix_is_a_mismatch(zoo, base, tmp_path):
     folder = shutil.copytree(zoo / "task1", tmp_path / "task1")
     tensors = load_file(folder / "model.safetensors")

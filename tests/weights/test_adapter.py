@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,10 +179,10 @@ def test_square_weight_whose_layout_cannot_be_told(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_changes_of_a_base_of_low_precision_are_not_rounded_to_it(zoo, tmp_path, base, make, dtype):
     folder, _ = make()
-    shutil.copytree(zoo / "base", tmp_path / "half")
+    half_base = shutil.copytree(zoo / "base", tmp_path / "half" / "base")
     tensors = {n: t.to(dtype) for n, t in load_file(zoo / "base" / "model.safetensors").items()}
-    save_file(tensors, tmp_path / "half" / "model.safetensors")
-    half = BACKBONE.open(tmp_path / "half")
+    save_file(tensors, half_base / "model.safetensors")
+    half = BACKBONE.open(half_base)
     name = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
     found = BACKBONE.open(folder, half)
     change = opened(folder, base).tensor(name) - base.checkpoint.tensor(name)
@@ -233,6 +235,7 @@ def test_fingerprint_is_of_what_the_adapter_is_made_of(make, base, zoo, change):
         edit(folder, lora_alpha=7)
     elif change == "base":
         on = BACKBONE.open(zoo / "task1")
+        edit(folder, base_model_name_or_path=on.source)
     else:
         name = next(n for n in stored if f"lora_{change}" in n)
         stored[name].view(torch.int32)[0, 0] ^= 1
@@ -271,6 +274,7 @@ FEATURES = {
     "init_lora_weights": ("pissa_niter_4", "'pissa_niter_4' changed the base too"),
     "r": ("eight", "expected numbers"),
     "rank_pattern": ([4], "expected numbers"),
+    "alpha_pattern": ({"q_proj(": 3}, "name (missing ), unterminated subpattern"),
 }
 
 
@@ -326,6 +330,27 @@ def test_adapter_of_another_architecture(zoo, base, tmp_path):
     assert (
         "bert.encoder.layer.0.attention.self.query.weight: the base has no such tensor to change" in message
     )
+
+
+@pytest.mark.parametrize("kind", ["hub ids", "paths"])
+def test_adapter_of_another_base(make, base, tmp_path, kind):
+    """Two hub ids, or two folders, are of the same model where they end alike."""
+    folder, _ = make()
+    if kind == "hub ids":
+        source, same, other = "openai/clip-vit-base", "mirror/CLIP-ViT-base", "openai/clip-vit-large"
+    else:
+        source, same, other = (str(tmp_path / name) for name in ("clip", "copies/clip", "second"))
+        for path in (source, same, other):
+            Path(path).mkdir(parents=True)
+    run_base = replace(base.checkpoint, source=source)
+    open_checkpoint(edit(folder, base_model_name_or_path=same), base=run_base)
+    open_checkpoint(edit(folder, base_model_name_or_path="neither/of-a-kind/at-all"), base=run_base)
+    edit(folder, base_model_name_or_path=other)
+    with pytest.raises(CheckpointError) as refusal:
+        open_checkpoint(folder, base=run_base)
+    assert f"expected the run's base {source}, found {other}; merge an adapter" in str(refusal.value)
+    config = base.checkpoint.config | {"_name_or_path": other}
+    assert open_checkpoint(folder, base=replace(run_base, config=config)).changes
 
 
 def test_foreign_parts_are_named(make, base):

@@ -19,6 +19,7 @@ import mingle.weights.checkpoint as checkpoint_module
 from mingle.backbones.clip import Clip
 from mingle.errors import CheckpointError
 from mingle.weights import open_checkpoint
+from mingle.weights.checkpoint import stored_in
 from mingle.weights.source import HUB_FILES
 
 from ..conftest import CONFIG
@@ -544,3 +545,13 @@ def test_weights_that_do_not_fit_the_config(store, zoo):
 def test_sources_are_told_as_they_were_given(zoo):
     assert BACKBONE.open(zoo / "task1").source == str(zoo / "task1")
     assert BACKBONE.open(zoo / "task1").folder == Path(zoo / "task1")
+
+
+def test_a_part_of_the_rows_is_turned_on_reading(tmp_path):
+    matrix = torch.arange(12.0).reshape(6, 2)
+    save_file({"w": matrix}, tmp_path / "model.safetensors")
+    entry = next(stored_in(tmp_path / "model.safetensors"))
+    for part, rows in zip(entry.parts(2), matrix.chunk(2), strict=True):
+        assert torch.equal(part.turned().read(), rows.mT)
+        assert part.turned().shape == (2, 3)
+        assert torch.equal(part.turned().turned().read(), rows)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -285,6 +286,28 @@ def test_a_failure_leaves_nothing_behind(store, tmp_path, monkeypatch, target):
         convert(file, target and tmp_path / target)
     assert files(file.parent) == ["pytorch_model.bin"]
     assert files(tmp_path) == ["old", "reached"]
+
+
+def test_a_failure_while_files_get_their_names_leaves_nothing_behind(store, tmp_path, monkeypatch):
+    folder = store({"a": torch.ones(2)}, "pytorch_model-1.bin").parent
+    store({"b": torch.ones(3)}, "pytorch_model-2.bin")
+    places = {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    before, synced, rename = files(folder), [], Path.rename
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+
+    def fail_at_the_index(self, target):
+        assert self.stat().st_ino in synced
+        if self.name.endswith("index.json"):
+            assert (folder / "model-2.safetensors").exists()
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_index)
+    with pytest.raises(OSError, match="No space"):
+        convert(folder)
+    assert files(folder) == before
+    assert files(tmp_path) == ["old"]
 
 
 def test_which_file_of_a_folder(store, tmp_path):

@@ -1,13 +1,54 @@
 """Pictures as tensors, through the image processor beside a model; Pillow does the work, not torchvision."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mingle.backbones.base_backbone import Batch, Samples
-from mingle.errors import SeedsError
+from mingle.backbones.base_backbone import Backbone, Batch, Samples
+from mingle.errors import CheckpointError, SeedsError
+from mingle.weights import Checkpoint, read_json
+
+PROCESSOR = "preprocessor_config.json"
+
+
+class ImageReader(Backbone):
+    """A family that reads pictures, through the image processor beside the base."""
+
+    @abstractmethod
+    def processor(self, base: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
+        """The image processor of a base. Raises CheckpointError."""
+
+    def normalisation(self, folder: Path) -> dict[str, Any]:
+        """``image_mean`` and ``image_std`` as far as a folder says them. Raises CheckpointError."""
+        path = folder / PROCESSOR
+        values = read_json(path) if path.exists() else {}
+        return {key: values[key] for key in ("image_mean", "image_std") if values.get(key) is not None}
+
+    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
+        """Also refuses a checkpoint that normalises pictures in another way. Raises CheckpointError."""
+        super().check_family(checkpoint, base)
+        own = {} if base is None else self.normalisation(checkpoint.folder)
+        if base is None or not own:
+            return
+        processor = self.processor(base)
+        for key, value in own.items():
+            wanted = getattr(processor, key)
+            if _rounded(value) != _rounded(wanted):
+                raise CheckpointError(
+                    f"{checkpoint.source}: normalises pictures otherwise than the base: {key} {value} (base "
+                    f"{wanted}); merge only checkpoints whose pictures were prepared as the base's are"
+                )
+
+
+def _rounded(values: object) -> object:
+    """Files keep different numbers of digits."""
+    if not isinstance(values, list | tuple):
+        return values
+    return [round(value, 4) if isinstance(value, float | int) else value for value in values]
 
 
 def pixels(samples: Samples, processor: Any, size: tuple[int, int]) -> Batch:  # noqa: ANN401 – of transformers

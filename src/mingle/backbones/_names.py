@@ -38,7 +38,8 @@ def class_names(
 ) -> tuple[str, ...]:
     """Names of a head's classes: ``named``, or else ``id2label`` of a config.json, or else numbers.
 
-    Raises CheckpointError where they are not as many as there are classes (``what``) in the head.
+    Raises CheckpointError where they are not as many as there are classes (``what``) in the head, or where
+    ``label2id`` numbers them otherwise.
     """
     labels = config.get("id2label") or {}
     names = list(named) if named else [labels.get(str(i), str(i)) for i in range(number)]
@@ -46,4 +47,11 @@ def class_names(
     if known not in (0, number):
         source = "its metadata" if named else "id2label of config.json"
         raise CheckpointError(f"{where}: {number} {what}, but {source} names {known} classes")
+    for name, index in ({} if named else config.get("label2id") or {}).items():
+        # Names that id2label does not have are the library's own, where only id2label was set.
+        if name in names and labels.get(str(index)) != name:
+            raise CheckpointError(
+                f"{where}: id2label and label2id of config.json contradict each other: class {name!r} is "
+                f"{names.index(name)} and {index}; correct the one that is wrong"
+            )
     return tuple(map(str, names))

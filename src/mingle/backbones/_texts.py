@@ -9,9 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mingle.backbones.base_backbone import Batch, Samples
+from mingle.backbones.base_backbone import Backbone, Batch, Samples
 from mingle.errors import CheckpointError, SeedsError
 from mingle.weights import Checkpoint
+
+
+class TextReader(Backbone):
+    """A family that reads texts, through the tokenizer (``tokenizer.json``) beside the base."""
+
+    preset = "text"
+
+    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
+        """Also refuses a tokenizer beside a checkpoint that is not the base's. Raises CheckpointError."""
+        super().check_family(checkpoint, base)
+        if base is not None:
+            check_tokenizer(checkpoint.folder, base.folder)
 
 
 @lru_cache(maxsize=4)

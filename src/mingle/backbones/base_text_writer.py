@@ -17,21 +17,19 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from mingle.backbones._names import distinct, read_names
-from mingle.backbones._texts import text_bytes, tokenizer
-from mingle.backbones.base_backbone import FORWARD_BATCH, Backbone, Batch, Head, Lesson, split
+from mingle.backbones._texts import TextReader, text_bytes, tokenizer
+from mingle.backbones.base_backbone import FORWARD_BATCH, Batch, Head, Lesson, split
 from mingle.errors import CheckpointError, ConfigError
 from mingle.weights import Checkpoint
 
 MAX_NEW_TOKENS = 32
 
 
-class TextWriter(Backbone):
+class TextWriter(TextReader):
     """The tokenizer (``tokenizer.json``) lies beside the base, whose folder is a model's ``name_or_path``.
 
     A subclass says how its models write, and what a student reads who is to write the same.
     """
-
-    preset = "text"
 
     left: ClassVar[bool] = False
     """Whether texts are padded on the left, to be continued on the right."""

@@ -58,8 +58,9 @@ class TransformersBackbone(Backbone):
 
         with _described(checkpoint):
             found = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(dict(checkpoint.config))
-            # Some classes iterate over it without asking; chunks of tokens would not fit a padding mask.
-            found.architectures = found.architectures or []
+            # It would choose another class than the family's (DeiT with a teacher), and some classes iterate
+            # over it without asking; chunks of tokens would not fit a padding mask.
+            found.architectures = []
             found.chunk_size_feed_forward = 0
         return found
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones._prompts import read_prompts
-from mingle.backbones._texts import check_tokenizer, tokens
+from mingle.backbones._texts import tokens
 from mingle.backbones.base_backbone import Batch, Head, Samples
 from mingle.backbones.base_text_writer import MAX_NEW_TOKENS, TextWriter, is_end
 from mingle.backbones.base_transformers import TransformersBackbone
@@ -47,12 +47,6 @@ class CausalLm(TextWriter, TransformersBackbone):
         "tie_word_embeddings",
         "eos_token_id",
     )
-
-    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
-        """Also refuses a tokenizer beside a checkpoint that is not the base's. Raises CheckpointError."""
-        super().check_family(checkpoint, base)
-        if base is not None:
-            check_tokenizer(checkpoint.folder, base.folder)
 
     def naming(self, described: Checkpoint) -> Canonical:
         """Names of the class; None for what is computed. Raises CheckpointError."""

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 from mingle.backbones._clip_heads import zero_shot_head
 from mingle.backbones._head_files import read_head
-from mingle.backbones._images import pixels
+from mingle.backbones._images import PROCESSOR, ImageReader, pixels
 from mingle.backbones._names import class_names
-from mingle.backbones.base_backbone import Backbone, Batch, Head, Samples, choose_sites
+from mingle.backbones.base_backbone import Batch, Head, Samples, choose_sites
 from mingle.errors import CheckpointError
 from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, Entry, read_json
@@ -36,7 +36,7 @@ SITES = {
 DEFAULT_LOGIT_SCALE = 100.0
 
 
-class Clip(Backbone):
+class Clip(ImageReader):
     """CLIPVisionModelWithProjection, also out of a whole CLIPModel.
 
     A fine-tuned checkpoint may be a bare CLIPVisionModel: the base's projection is used.
@@ -136,16 +136,19 @@ class Clip(Backbone):
 
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
         """Images to ``pixel_values`` (N, 3, H, W), see `_images.pixels`. Raises SeedsError."""
+        size = int(_vision_config(base).image_size)
+        return pixels(samples, self.processor(base), (size, size))
+
+    def processor(self, base: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
+        """CLIP's own, with the settings of the base. Raises CheckpointError."""
         from transformers import CLIPImageProcessorPil
 
         values = {k: v for k, v in self.processing(base).items() if k != "image_processor_type"}
-        processor = CLIPImageProcessorPil(**values)
-        size = int(_vision_config(base).image_size)
-        return pixels(samples, processor, (size, size))
+        return CLIPImageProcessorPil(**values)
 
     def processing(self, base: Checkpoint) -> dict[str, Any]:
         """Settings of the image processor: ``preprocessor_config.json``, or else CLIP's own at its size."""
-        path = base.folder / "preprocessor_config.json"
+        path = base.folder / PROCESSOR
         if path.exists():
             return read_json(path)
         size = int(_vision_config(base).image_size)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from mingle.backbones._images import pixels
+from mingle.backbones._images import PROCESSOR, ImageReader, pixels
 from mingle.backbones._passes import during_passes, tell_samples
 from mingle.backbones.base_backbone import Batch, Samples
 from mingle.backbones.base_classifier import ClassifierBackbone
@@ -19,7 +19,7 @@ BEFORE_AFTER = {"attention_in": "layernorm_before", "mlp_in": "layernorm_after"}
 FIRST_SECOND = {"attention_in": "norm1", "mlp_in": "norm2"}
 
 
-class ImageClassifier(ClassifierBackbone):
+class ImageClassifier(ImageReader, ClassifierBackbone):
     """Features are what the classifier reads: for DINOv2 class token and mean patch side by side, else d."""
 
     family = "image classifier"
@@ -68,13 +68,14 @@ class ImageClassifier(ClassifierBackbone):
         Without ``preprocessor_config.json`` beside the base: bilinear to the model's size, mean and standard
         deviation 0.5.
         """
-        processor = self._processor(base)
+        processor = self.processor(base)
         return pixels(samples, processor, _size(processor) or self._model_size(base))
 
-    def _processor(self, base: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
+    def processor(self, base: Checkpoint) -> Any:  # noqa: ANN401 – a class of transformers
+        """The base's own, or else the one that `prepare` says. Raises CheckpointError."""
         from transformers import AutoImageProcessor, ViTImageProcessorPil
 
-        path = base.folder / "preprocessor_config.json"
+        path = base.folder / PROCESSOR
         if not path.exists():
             height, width = self._model_size(base)
             half = [0.5, 0.5, 0.5]

@@ -75,12 +75,14 @@ class OpenClip(Clip):
 
     def processing(self, base: Checkpoint) -> dict[str, Any]:
         """Settings of the image processor: mean and deviation of ``preprocess_cfg``, or else CLIP's own."""
-        found = super().processing(base)
-        # A config.json alone, of transformers' own kind, opens a base as well.
-        file = base.folder / CONFIG
-        settings = (read_json(file).get("preprocess_cfg") or {}) if file.is_file() else {}
+        return super().processing(base) | self.normalisation(base.folder)
+
+    def normalisation(self, folder: Path) -> dict[str, Any]:
+        """Mean and deviation of ``preprocess_cfg``, or else of ``preprocessor_config.json``."""
+        settings = read_json(folder / CONFIG).get("preprocess_cfg") if (folder / CONFIG).is_file() else None
         names = {"mean": "image_mean", "std": "image_std"}
-        return found | {names[key]: settings[key] for key in names if key in settings}
+        own = {names[key]: value for key, value in (settings or {}).items() if key in names}
+        return super().normalisation(folder) | own
 
 
 def _name(stored_name: str, known: Mapping[str, str]) -> str | tuple[str, ...] | None:

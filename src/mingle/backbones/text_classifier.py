@@ -16,17 +16,16 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from mingle.backbones._passes import during_passes, tell_padding
-from mingle.backbones._texts import check_tokenizer, tokens
+from mingle.backbones._texts import TextReader, tokens
 from mingle.backbones.base_backbone import Batch, Samples
 from mingle.backbones.base_classifier import ClassifierBackbone
 from mingle.errors import CheckpointError
 from mingle.weights import Checkpoint
 
 
-class TextClassifier(ClassifierBackbone):
+class TextClassifier(TextReader, ClassifierBackbone):
     """Features are the last states of the first token: (N, d)."""
 
-    preset = "text"
     family = "text classifier"
     model_types = ("bert", "roberta", "xlm-roberta", "deberta-v2", "distilbert")
     auto_class = "AutoModelForSequenceClassification"
@@ -54,12 +53,6 @@ class TextClassifier(ClassifierBackbone):
         "norm_rel_ebd",
         "position_biased_input",
     )
-
-    def check_family(self, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
-        """Also refuses a tokenizer beside a checkpoint that is not the base's. Raises CheckpointError."""
-        super().check_family(checkpoint, base)
-        if base is not None:
-            check_tokenizer(checkpoint.folder, base.folder)
 
     def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers
         """Raises CheckpointError, also for a head whose hidden layer is not the family's own."""

@@ -42,7 +42,8 @@ FOREIGN = re.compile(r"\b(lora_|token_adapter\b|trainable_tokens|prompt_)")
 class ChangedEntry(Entry):
     """A tensor of the base with its low-rank change; computed in float32, in float64 where the base is.
 
-    Without ``down``, ``up`` is the change itself (the bias of B).
+    Without ``down``, ``up`` is the change itself (the bias of B). ``inputs_first``: the origin is a weight
+    stored (in, out), and the change is (out, in).
     """
 
     origin: Entry
@@ -50,21 +51,20 @@ class ChangedEntry(Entry):
     down: Entry | None = None
     magnitude: Entry | None = None
     scale: float
-    transposed: bool = False
+    inputs_first: bool = False
 
     @property
     def embedding(self) -> bool:
         """Whether it is the change of an embedding."""
         return self.down is not None and _embeds(self.down)
 
-    def read(self) -> Tensor:
-        """The changed tensor. Raises CheckpointError."""
+    def _stored(self) -> Tensor:
         dtype = DTYPES[self.dtype]
         change = self.up.read().to(dtype)
         if self.down is not None:
             change = change.flatten(1) @ self.down.read().to(dtype).flatten(1)
         stored = self.origin.read().to(dtype)
-        weight = stored.mT if self.transposed else stored
+        weight = stored.mT if self.inputs_first else stored
         changed = weight + self.scale * change.reshape(weight.shape)
         if self.magnitude is not None:
             rows = changed.flatten(1)
@@ -72,11 +72,11 @@ class ChangedEntry(Entry):
                 rows, dim=1, keepdim=True
             )
             changed = (factor * rows).reshape(weight.shape)
-        return changed.mT.contiguous() if self.transposed else changed
+        return changed.mT.contiguous() if self.inputs_first else changed
 
     def feed(self, digest: "hashlib._Hash") -> None:
         """Adds what the tensor is made of: its sum would differ in the last bit between machines."""
-        digest.update(f"{self.scale!r}\0{self.transposed}\0".encode())
+        digest.update(f"{self.scale!r}\0{self.inputs_first}\0".encode())
         for role in ("origin", "up", "down", "magnitude"):
             part: Entry | None = getattr(self, role)
             if part is not None:
@@ -128,11 +128,10 @@ class Adapter(Checkpoint):
         """The base's tensors with the adapter's changes. Raises MismatchError, with every problem."""
         found, problems = self.base.select(canonical), []
         for stored_name, entry in self.whole.items():
-            name = canonical(stored_name)
-            if isinstance(name, str):
-                if name in self.base.entries and entry.shape != found[name].shape:
-                    problems.append(f"{name}: shape {_times(entry)}, base has {_times(found[name])}")
-                found[name] = entry
+            for own, part in entry.named(canonical(stored_name)).items():
+                if own in self.base.entries and part.shape != found[own].shape:
+                    problems.append(f"{own}: shape {_times(part)}, base has {_times(found[own])}")
+                found[own] = part
         for module, parts in self.modules.items():
             for suffix, change in (("weight", self._weight), ("bias", self._bias)):
                 name = canonical(f"{module}.{suffix}")
@@ -183,7 +182,7 @@ class Adapter(Checkpoint):
         changed = {n: e for n, e in found.items() if isinstance(e, ChangedEntry) and not e.embedding}
         square = [n for n, e in changed.items() if len(e.shape) == 2 and e.shape[0] == e.shape[1]]
         odd = [
-            n for n, e in changed.items() if len(e.shape) == 2 and n not in square and e.transposed != flag
+            n for n, e in changed.items() if len(e.shape) == 2 and n not in square and e.inputs_first != flag
         ]
         for name in square if odd else ():
             yield (
@@ -204,8 +203,8 @@ class Adapter(Checkpoint):
             )
         made = (*up.shape[:1], *down.shape[1:])
         square = made == made[::-1]
-        transposed = _embeds(down) or (self.settings.transposed if square else made != origin.shape)
-        if made != (origin.shape[::-1] if transposed else origin.shape):
+        inputs_first = _embeds(down) or (self.settings.transposed if square else made != origin.shape)
+        if made != (origin.shape[::-1] if inputs_first else origin.shape):
             return f"B A is {'×'.join(map(str, made))}, base has {_times(origin)}"
         magnitude = parts.get("magnitude")
         if magnitude is not None and math.prod(magnitude.shape) != up.shape[0]:
@@ -216,7 +215,7 @@ class Adapter(Checkpoint):
             down=down,
             magnitude=magnitude,
             scale=self.settings.scale(module, rank),
-            transposed=transposed,
+            inputs_first=inputs_first,
         )
 
     def _bias(self, module: str, parts: Mapping[str, Entry], origin: Entry) -> Entry | str:
@@ -228,9 +227,7 @@ class Adapter(Checkpoint):
 
 def _changed(origin: Entry, **change: Any) -> ChangedEntry:  # noqa: ANN401 – fields of ChangedEntry
     dtype = "F64" if origin.dtype == "F64" else "F32"
-    return ChangedEntry(
-        origin.file, origin.stored_name, origin.shape, dtype, origin.first, origin=origin, **change
-    )
+    return ChangedEntry(origin.file, origin.stored_name, origin.shape, dtype, origin=origin, **change)
 
 
 def _embeds(down: Entry) -> bool:

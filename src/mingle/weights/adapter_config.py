@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from mingle.errors import CheckpointError
 from mingle.weights.source import read_json
@@ -52,8 +52,8 @@ class LoraSettings:
     rank: int
     alpha: float
     rank_stabilised: bool
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
+    ranks: Mapping[re.Pattern[str], int]
+    alphas: Mapping[re.Pattern[str], float]
     magnitudes: bool
     transposed: bool
     biased: bool
@@ -85,16 +85,16 @@ class LoraSettings:
                 int(values.get("r", 8)),
                 float(values.get("lora_alpha", 8)),
                 bool(values.get("use_rslora")),
-                {str(k): int(v) for k, v in (values.get("rank_pattern") or {}).items()},
-                {str(k): float(v) for k, v in (values.get("alpha_pattern") or {}).items()},
+                _by_module(values.get("rank_pattern"), int),
+                _by_module(values.get("alpha_pattern"), float),
                 bool(values.get("use_dora")),
                 bool(values.get("fan_in_fan_out")),
                 bool(values.get("lora_bias")),
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, re.error) as error:
             raise CheckpointError(
                 f"{path}: r, lora_alpha, rank_pattern and alpha_pattern: expected numbers, or numbers by "
-                f"module ({error})"
+                f"regular expression of the module's name ({error})"
             ) from error
 
     def rank_of(self, module: str) -> int:
@@ -107,5 +107,9 @@ class LoraSettings:
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
-def _matching(patterns: Mapping[str, Number], module: str, default: Number) -> Number:
-    return next((v for p, v in patterns.items() if re.match(rf"(?:.*\.)?(?:{p})$", module)), default)
+def _by_module(values: Any, kind: type[Number]) -> dict[re.Pattern[str], Number]:  # noqa: ANN401 – of a file
+    return {re.compile(rf"(?:.*\.)?(?:{p})$"): kind(v) for p, v in (values or {}).items()}
+
+
+def _matching(patterns: Mapping[re.Pattern[str], Number], module: str, default: Number) -> Number:
+    return next((v for p, v in patterns.items() if p.match(module)), default)

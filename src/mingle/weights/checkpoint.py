@@ -31,8 +31,8 @@ Several names: equal parts of its rows, in order; None: not part of the model.
 class Entry:
     """Where one tensor lies: file, stored name, shape and safetensors dtype name.
 
-    ``first``: where its rows start in the stored tensor, if it is a part of that only. ``transposed``: rows
-    and columns are stored the other way round than the model, and ``shape``, have them.
+    ``first``: where its rows start in the stored tensor, if it is a part of that only. ``transposed``: what
+    is stored is turned on reading, so that rows and columns are as the model, and ``shape``, have them.
     """
 
     file: Path
@@ -57,14 +57,25 @@ class Entry:
         for first in range(0, self.shape[0], rows):
             yield replace(self, shape=(rows, *self.shape[1:]), first=first)
 
+    def named(self, name: str | tuple[str, ...] | None) -> dict[str, "Entry"]:
+        """The tensors of the model that it holds, by what Canonical says. Raises CheckpointError."""
+        if isinstance(name, tuple):
+            return dict(zip(name, self.parts(len(name)), strict=True))
+        return {} if name is None else {name: self}
+
     def read(self) -> Tensor:
         """The tensor. Raises CheckpointError."""
+        stored = self._stored()
+        return stored.mT.contiguous() if self.transposed else stored
+
+    def _stored(self) -> Tensor:
         try:
             with safe_open(self.file, framework="pt") as file:
                 if self.first is None:
                     whole: Tensor = file.get_tensor(self.stored_name)
-                    return whole.mT.contiguous() if self.transposed else whole
-                rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + self.shape[0]]
+                    return whole
+                number = self.shape[::-1][0] if self.transposed else self.shape[0]
+                rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + number]
                 return rows
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.file}: cannot read tensor {self.stored_name!r}: {error}") from error
@@ -104,15 +115,7 @@ class Checkpoint:
         """What is stored, under other names. Raises CheckpointError for a name given twice."""
         entries: dict[str, Entry] = {}
         for entry in self.stored:
-            name = canonical(entry.stored_name)
-            if name is None:
-                continue
-            parts = (
-                {name: entry}
-                if isinstance(name, str)
-                else dict(zip(name, entry.parts(len(name)), strict=True))
-            )
-            for part_name, part in parts.items():
+            for part_name, part in entry.named(canonical(entry.stored_name)).items():
                 if part_name in entries:
                     raise CheckpointError(
                         f"{entry.file}: {entry.stored_name!r} is a second tensor for {part_name!r} "

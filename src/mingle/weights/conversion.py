@@ -5,6 +5,7 @@ unpickler (``torch.load(weights_only=True)``), which knows tensors, plain contai
 stops at the first name of anything it does not know, before that is imported or called.
 """
 
+import os
 import re
 import shutil
 import tempfile
@@ -103,12 +104,23 @@ def convert(
 
 
 def _move(stage: Path, goal: Path, *, new: bool) -> None:
+    """Every file whole on the disk before it gets its name; a failure takes back what was moved."""
+    # The index last: until it is there, nothing names the shards.
+    files = sorted(stage.iterdir(), key=lambda file: (file.name == NEW_INDEX, file.name))
+    for file in files:
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
     if new:
         stage.rename(goal)
         return
-    # The index last: until it is there, nothing names the shards.
-    for file in sorted(stage.iterdir(), key=lambda file: (file.name == NEW_INDEX, file.name)):
-        file.rename(goal / file.name)
+    moved: list[Path] = []
+    try:
+        for file in files:
+            moved.append(file.rename(goal / file.name))
+    except BaseException:
+        for file in moved:
+            file.unlink()
+        raise
 
 
 def _unpickle(file: Path) -> object:
@@ -250,5 +262,5 @@ def _copy_companions(folder: Path, stage: Path) -> Iterator[str]:
     for file in sorted(folder.iterdir()):
         wanted = file.suffix in COPIED or file.name.upper().startswith("LICENSE")
         if file.is_file() and wanted and not file.name.endswith(".index.json"):
-            shutil.copy(file, stage)
+            shutil.copyfile(file, stage / file.name)
             yield file.name

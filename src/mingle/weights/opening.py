@@ -6,7 +6,7 @@ from mingle.errors import CheckpointError
 from mingle.weights.adapter import Adapter
 from mingle.weights.adapter_config import ADAPTER_CONFIG, LoraSettings
 from mingle.weights.checkpoint import Canonical, Checkpoint, stored_in
-from mingle.weights.source import local_path, read_config, weight_files
+from mingle.weights.source import is_hub_id, local_path, read_config, weight_files
 
 ADAPTER = "adapter_model"
 
@@ -18,7 +18,7 @@ def open_checkpoint(
 
     ``canonical`` says how the tensors are called in the model; left out, they keep their names, and an
     adapter still has to be ``renamed``. Raises CheckpointError for a missing folder, a pickle, a truncated
-    or corrupt file, a repeated name, an adapter that is not LoRA.
+    or corrupt file, a repeated name, an adapter that is not LoRA or says that it was trained on another base.
     """
     path = local_path(source)
     folder = path if path.is_dir() else path.parent
@@ -29,11 +29,33 @@ def open_checkpoint(
                 f"{source}: an adapter holds only changes to its base ({settings.base}), and a whole model "
                 "was expected; pass the base, and add the adapter to it"
             )
+        _check_base(folder / ADAPTER_CONFIG, settings.base, base)
         stored = tuple(entry for file in weight_files(path, ADAPTER) for entry in stored_in(file))
         adapter = Adapter(str(source), folder, read_config(folder), {}, stored, base=base, settings=settings)
         return adapter if canonical is None else adapter.renamed(canonical)
     stored = tuple(entry for file in weight_files(path) for entry in stored_in(file))
     return Checkpoint(str(source), folder, read_config(folder), {}, stored).renamed(canonical or str)
+
+
+def _check_base(file: Path, named: str, base: Checkpoint) -> None:
+    """Refuses an adapter whose configuration names another base. Raises CheckpointError.
+
+    A hub id and a path do not compare; two of a kind are the same where their last component is.
+    """
+    kinds = (is_hub_id, lambda source: Path(source).expanduser().exists())
+    if not any(kind(named) and kind(base.source) for kind in kinds):
+        return
+    known = {_last(base.source), _last(str(base.config.get("_name_or_path") or base.source))}
+    if _last(named) not in known:
+        raise CheckpointError(
+            f"{file}: base_model_name_or_path: expected the run's base {base.source}, found {named}; merge "
+            "an adapter into the base that it was trained on; if that is this one, put its name here"
+        )
+
+
+def _last(source: str) -> str:
+    path = source if is_hub_id(source) else Path(source).expanduser().resolve()
+    return Path(path).name.lower()
 
 
 def _is_adapter(path: Path) -> bool:
