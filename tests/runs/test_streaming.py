@@ -10,7 +10,7 @@ import mingle
 from mingle.errors import DivergedError
 from mingle.methods import METHODS, Arrival
 from mingle.methods.base_streaming import StreamingMethod
-from mingle.weights import Checkpoint
+from mingle.weights import Entry
 
 QUICK = {"steps": 2}
 NAMES = [name for name in METHODS.names() if issubclass(METHODS.get(name), StreamingMethod)]
@@ -27,13 +27,14 @@ class Watch:
 
     def __init__(self, patch):
         self.alive, self.reads = [], 0
-        patch.setattr(Checkpoint, "tensor", self.around(Checkpoint.tensor))
+        patch.setattr(Entry, "read", self.around(Entry.read))
 
     def around(self, read):
-        def watched(checkpoint, name, dtype=None):
+        def watched(entry):
+            name = entry.stored_name
             self.alive = [(other, ref) for other, ref in self.alive if ref() is not None]
             assert {other for other, _ in self.alive} <= {name}
-            tensor = read(checkpoint, name, dtype)
+            tensor = read(entry)
             self.alive.append((name, weakref.ref(tensor)))
             self.reads += 1
             return tensor
