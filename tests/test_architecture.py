@@ -155,8 +155,8 @@ PACKAGES = {
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "export": "EXPORT_FILE TARGETS MergedModel Push Target export_run from_pretrained model_card push_run",
     "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm Placement "
-    "PooledInput RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed mixtures unwrap "
-    "wrap wrap_norms",
+    "PooledInput RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed kept_wide mixtures "
+    "unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",

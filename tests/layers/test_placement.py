@@ -37,7 +37,7 @@ def features(run, model, batch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close_and_gates_stay_wide(run, batch, dtype):
     expected = features(run, run.model(), batch)
-    model = Placement(dtype=dtype).place(run.model())
+    model = run.model(placement=Placement(dtype=dtype))
     found = features(run, model, batch)
     assert found.dtype == torch.float32
     assert 0 < (found - expected).norm() / expected.norm() < 0.02
@@ -48,8 +48,23 @@ def test_half_precision_is_close_and_gates_stay_wide(run, batch, dtype):
     assert not names, "only gates stay in float32, and theirs are buffers"
 
 
+@pytest.mark.parametrize("method", ["average", "individual", "nearest_subspace", "lora_wemoe"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_tensor_of_every_kind_of_model_is_the_wide_one_rounded(zoo, tmp_path, method, dtype, images):
+    run = MergeRun.create(tmp_path / "run", zoo / "base", method=method)
+    for task in ("task1", "task2"):
+        run.add(zoo / task, seeds=images)
+    task = "task2" if run.method.needs_task else None
+    exact = run.model(task=task).state_dict()
+    found = run.model(task=task, placement=Placement(dtype=dtype)).state_dict()
+    assert found.keys() == exact.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == dtype or "gate" in name or "router" in name or not tensor.is_floating_point()
+        assert torch.equal(tensor, exact[name].to(tensor.dtype)), name
+
+
 def test_gates_of_half_inputs_are_those_of_the_exact_mean(run, batch):
-    model = Placement(dtype=torch.bfloat16).place(run.model())
+    model = run.model(placement=Placement(dtype=torch.bfloat16))
     seen = {}
     name, layer = next(mixtures(model))
     handle = layer.register_forward_pre_hook(lambda _, args: seen.setdefault(name, args[0]))
@@ -64,7 +79,7 @@ def test_gates_of_half_inputs_are_those_of_the_exact_mean(run, batch):
 
 def test_the_run_and_its_base_are_not_touched(run, batch):
     before = features(run, run.model(), batch)
-    Placement(dtype=torch.bfloat16).place(run.model())
+    run.model(placement=Placement(dtype=torch.bfloat16))
     assert torch.equal(features(run, run.model(), batch), before)
     assert {t.dtype for t in run.base.tensors.values()} == {torch.float32}
 
@@ -76,7 +91,7 @@ def test_parts_on_disk_compute_the_same(run, batch, images, tmp_path):
     device_map = dict.fromkeys([*parts, "visual_projection", f"{encoder}.0"], "cpu") | {
         f"{encoder}.1": "disk"
     }
-    model = Placement(device_map=device_map, offload_folder=tmp_path).place(run.model())
+    model = run.model(placement=Placement(device_map=device_map, offload_folder=tmp_path))
     away = dict(model.named_parameters())[f"{encoder}.1.mlp.fc1.linear.weight"]
     assert away.is_meta
     assert torch.equal(features(run, model, batch), expected)
@@ -88,20 +103,20 @@ def test_automatic_maps_respect_the_memory_that_is_given(run, batch, tmp_path):
     expected = features(run, run.model(), batch)
     whole = sum(tensor.nbytes for tensor in run.model().state_dict().values())
     placement = Placement(device_map="auto", max_memory={"cpu": whole * 2 // 3}, offload_folder=tmp_path)
-    model = placement.place(run.model())
+    model = run.model(placement=placement)
     assert {"cpu", "disk"} == set(model.hf_device_map.values())
     assert torch.equal(features(run, model, batch), expected)
 
 
 def test_what_cannot_be_is_refused_in_one_line(run, batch, tmp_path):
     with pytest.raises(ConfigError, match=r"expected bfloat16, float16 or float32, found torch\.int8"):
-        Placement(dtype=torch.int8).place(run.model())
+        run.model(placement=Placement(dtype=torch.int8))
     twice = Placement(device_map="disk", offload_folder=tmp_path)
-    assert not torch.equal(*(features(run, twice.place(run.model(steps=t)), batch) for t in (1, 2)))
+    assert not torch.equal(*(features(run, run.model(placement=twice, steps=t), batch) for t in (1, 2)))
     with pytest.raises(ConfigError, match="pass offload_folder"):
-        Placement(device_map="disk").place(run.model())
+        run.model(placement=Placement(device_map="disk"))
     with pytest.raises(ConfigError, match="device_map: not possible for this model"):
-        Placement(device_map={"vision_model.embeddings": "cpu"}).place(run.model())
+        run.model(placement=Placement(device_map={"vision_model.embeddings": "cpu"}))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "swin"])
@@ -111,7 +126,7 @@ def test_what_a_family_computes_itself_and_ties_stays_so(family, tmp_path):
     made.write(tmp_path)
     run = MergeRun.create(tmp_path / "run", tmp_path / "base", method="average", backbone=made.backbone)
     run.add(tmp_path / "task1")
-    model = Placement(dtype=torch.bfloat16).place(run.model())
+    model = run.model(placement=Placement(dtype=torch.bfloat16))
     buffers = {name: buffer.dtype for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     assert set(buffers.values()) <= {torch.float32}
     assert any("inv_freq" in name for name in buffers) == (family == "llama")
@@ -123,7 +138,7 @@ def test_what_a_family_computes_itself_and_ties_stays_so(family, tmp_path):
 
 
 def test_offloaded_parts_are_removed_with_their_model(run, tmp_path):
-    model = Placement(device_map="disk", offload_folder=tmp_path / "new").place(run.model())
+    model = run.model(placement=Placement(device_map="disk", offload_folder=tmp_path / "new"))
     assert list((tmp_path / "new").glob("mingle-*/*.dat"))
     del model
     gc.collect()
@@ -131,6 +146,6 @@ def test_offloaded_parts_are_removed_with_their_model(run, tmp_path):
 
 
 def test_gates_of_a_copy_decide_as_before(run, batch):
-    model = Placement(dtype=torch.bfloat16).place(run.model())
+    model = run.model(placement=Placement(dtype=torch.bfloat16))
     assert torch.equal(features(run, copy.deepcopy(model), batch), features(run, model, batch))
     assert any(isinstance(module, Gate) for module in model.modules())

@@ -34,8 +34,7 @@ class MergedModel:
 
         Raises ConfigError for methods that have one model per task.
         """
-        model = self.run.model()
-        return model if self.placement is None else self.placement.place(model)
+        return self.run.model(placement=self.placement)
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Class names of a task; none where it has no head. Raises UnknownNameError."""

@@ -4,7 +4,7 @@ from mingle.layers.expert import Energy, LowRankExpert, build_expert
 from mingle.layers.gate import Gate, GateReduction, PooledInput, SubspaceGate
 from mingle.layers.mixture import MixtureLinear, is_linear, is_transposed
 from mingle.layers.norm import MixtureNorm
-from mingle.layers.placement import Placement
+from mingle.layers.placement import Placement, kept_wide
 from mingle.layers.router import RoutedMLP, TokenRouter
 from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
 
@@ -24,6 +24,7 @@ __all__ = [
     "build_expert",
     "is_linear",
     "is_transposed",
+    "kept_wide",
     "mixtures",
     "unwrap",
     "wrap",

@@ -168,11 +168,12 @@ class SubspaceGate(Gate):
 
     def __init__(self, A: Tensor, task_of_rank: Tensor, temperature: float | None) -> None:
         """``A`` (R, d_in): the stacked factors of all experts; ``task_of_rank`` (R,): whose they are."""
-        super().__init__(A.shape[1], dtype=A.dtype)
+        super().__init__(A.shape[1], dtype=_wide(A))
         self.temperature = temperature
-        self.register_buffer("directions", nn.functional.normalize(A, dim=1), persistent=False)
+        directions = nn.functional.normalize(A.to(self.weight), dim=1)
+        self.register_buffer("directions", directions, persistent=False)
         tasks = int(task_of_rank.max()) + 1 if len(task_of_rank) else 0
-        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(A.dtype), False)
+        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(directions), False)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ (N, d_in) -> gates (N, T)."""

@@ -46,7 +46,9 @@ class MixtureLinear(nn.Module):
         self.pool = pool if pool is not None else PooledInput()
         weight = linear.get_parameter("weight")
         dtype, (d_out, d_in) = weight.dtype, weight.mT.shape if is_transposed(linear) else weight.shape
-        self.gate = Gate(d_in, reduction=reduction, dtype=dtype)
+        # Gates decide in float32 whatever the rest is in.
+        wide = torch.promote_types(dtype, torch.float32)
+        self.gate = Gate(d_in, reduction=reduction, dtype=wide)
         self.register_buffer("A", torch.zeros(0, d_in, dtype=dtype))
         self.register_buffer("B", torch.zeros(d_out, 0, dtype=dtype))
         self.register_buffer("delta_bias", torch.zeros(0, d_out, dtype=dtype))

@@ -15,10 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
-from mingle.layers.gate import Gate
-from mingle.layers.mixture import MixtureLinear
-from mingle.layers.norm import MixtureNorm
-from mingle.layers.router import TokenRouter
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -29,6 +25,8 @@ class Placement:
 
     ``device_map``, ``max_memory``, ``offload_folder``: as in transformers' from_pretrained – ``auto``, a
     device, or a device (also ``cpu`` or ``disk``) for every part of the model. None: nothing is moved.
+
+    Raises ConfigError for another dtype.
     """
 
     dtype: torch.dtype | None = None
@@ -36,12 +34,15 @@ class Placement:
     max_memory: Mapping[int | str, int | str] | None = None
     offload_folder: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, *HALF, torch.float32):
+            raise ConfigError(f"dtype: expected bfloat16, float16 or float32, found {self.dtype}")
+
     def place(self, model: nn.Module) -> nn.Module:
-        """The same model, changed in place. Raises ConfigError for a dtype or a map that cannot be."""
-        if self.dtype is not None:
-            if self.dtype not in (*HALF, torch.float32):
-                raise ConfigError(f"dtype: expected bfloat16, float16 or float32, found {self.dtype}")
-            _convert(model, self.dtype)
+        """A model built in ``dtype``, changed in place. Raises ConfigError for a map that cannot be."""
+        if self.dtype in HALF:
+            model.register_forward_pre_hook(_halve(self.dtype), with_kwargs=True)
+            model.register_forward_hook(_widen)
         return model if self.device_map is None else self._dispatch(model)
 
     def _dispatch(self, model: nn.Module) -> nn.Module:
@@ -77,30 +78,10 @@ class Placement:
         return placed
 
 
-def _convert(model: nn.Module, dtype: torch.dtype) -> None:
-    """Weights and experts, but not gates, routers and what a model computes itself (rotations, say)."""
-    kept = _kept_wide(model, dtype)
-    turned: dict[nn.Parameter, nn.Parameter] = {}
-    for path, module in list(model.named_modules()):
-        if isinstance(module, Gate | TokenRouter):
-            continue
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.is_floating_point() and not kept & {*path.split("."), name}:
-                # Parameters that are one stay one.
-                if parameter not in turned:
-                    turned[parameter] = nn.Parameter(parameter.to(dtype), parameter.requires_grad)
-                module.register_parameter(name, turned[parameter])
-        if isinstance(module, MixtureLinear | MixtureNorm):
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                if buffer.is_floating_point():
-                    setattr(module, name, buffer.to(dtype))
-    if dtype in HALF:
-        model.register_forward_pre_hook(_halve(dtype), with_kwargs=True)
-        model.register_forward_hook(_widen)
-
-
-def _kept_wide(model: nn.Module, dtype: torch.dtype) -> set[str]:
-    """Modules that transformers itself never loads in this precision."""
+def kept_wide(model: nn.Module, dtype: torch.dtype) -> set[str]:
+    """Names of modules and parameters that transformers itself never loads in this precision."""
+    if dtype not in HALF:
+        return set()
     names = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     return names | set((dtype == torch.float16 and getattr(model, "_keep_in_fp32_modules", None)) or ())
 

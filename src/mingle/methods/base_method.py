@@ -6,7 +6,7 @@ a step holds only what that task added: tensors by file and name, the task's hea
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mingle.backbones import Backbone, Batch, Head
 from mingle.config import Options
 from mingle.errors import CheckpointError, ConfigError, SeedsError, UnknownNameError
+from mingle.layers import kept_wide
 from mingle.weights import Checkpoint
 
 Progress = Callable[[str, int, int], None]
@@ -40,11 +41,13 @@ class Base:
     backbone: Backbone
     checkpoint: Checkpoint
     dtype: torch.dtype = torch.float32
+    """What models compute in. Half precision is for using a merged model, see Placement."""
 
-    def model(self) -> nn.Module:
-        """A fresh copy of the base, frozen, in eval mode."""
+    def model(self, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """A fresh copy of the base, frozen, in eval mode; ``weights`` replace those of its own."""
         skeleton = self.backbone.skeleton(self.checkpoint)
-        return self.backbone.load(skeleton, dict(self.tensors), self.checkpoint.source)
+        state = self.tensors if weights is None else self._narrowed(weights.items(), skeleton)
+        return self.backbone.load(skeleton, dict(state), self.checkpoint.source)
 
     def check(self) -> None:
         """Refuses a base that does not fit its own configuration, going by shapes. Raises CheckpointError."""
@@ -55,7 +58,15 @@ class Base:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name; shared by every model that is built from it, so never written to."""
-        return dict(self.checkpoint.tensors(self.dtype))
+        return self._narrowed(self.checkpoint.tensors(), self.backbone.skeleton(self.checkpoint))
+
+    def _narrowed(self, tensors: Iterable[tuple[str, Tensor]], skeleton: nn.Module) -> dict[str, Tensor]:
+        """The tensors in the base's dtype, one after the other, but for what is never in half precision."""
+        wide = kept_wide(skeleton, self.dtype)
+        return {
+            name: tensor.to(torch.float32 if wide & set(name.split(".")) else self.dtype)
+            for name, tensor in tensors
+        }
 
 
 @dataclass(frozen=True)

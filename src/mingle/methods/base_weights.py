@@ -19,5 +19,4 @@ class WeightsMethod(Method[OptionsT], Generic[OptionsT]):
     def model(self, state: State, task: str | None = None) -> nn.Module:
         """The base's class with the merged weights."""
         del task
-        backbone = state.base.backbone
-        return backbone.load(backbone.skeleton(state.base.checkpoint), dict(self.weights(state)))
+        return state.base.model(self.weights(state))

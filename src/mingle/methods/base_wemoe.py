@@ -141,10 +141,8 @@ class WemoeMethod(SeedMethod[WemoeOptionsT], Generic[WemoeOptionsT]):
 def _assemble(state: State) -> tuple[nn.Module, dict[str, TokenRouter]]:
     """The merged model, frozen, and its routers by MLP."""
     base, newest = state.base, state.steps[-1].tensors
-    backbone = base.backbone
-    weights = {**base.tensors, **newest["weights"]}
-    model = backbone.load(backbone.skeleton(base.checkpoint), weights)
-    layers = wrap(model, backbone.groups(model, SITES))
+    model = base.model({**base.tensors, **newest["weights"]})
+    layers = wrap(model, base.backbone.groups(model, SITES))
     routers: dict[str, TokenRouter] = {}
     for mlp, linears in _mlps(base).items():
         tensors = {name: newest["routers"][f"{mlp}.{name}"] for name in TokenRouter.NAMES}

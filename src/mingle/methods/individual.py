@@ -21,9 +21,7 @@ class Individual(Method[NoOptions]):
 
     def model(self, state: State, task: str | None = None) -> nn.Module:
         """The model of ``task``. Raises ConfigError when no task is named."""
-        weights = state.step(self._require_task(task)).tensors["weights"]
-        backbone = state.base.backbone
-        return backbone.load(backbone.skeleton(state.base.checkpoint), dict(weights))
+        return state.base.model(state.step(self._require_task(task)).tensors["weights"])
 
 
 PLUGIN = Individual

@@ -1,10 +1,10 @@
 """A merge that lives in a folder: create it, add checkpoints as they arrive, take the merged model out."""
 
 import copy
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
 from mingle.errors import CheckpointError, ConfigError, UnknownNameError
+from mingle.layers import Placement
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
 from mingle.state.run_folder import RunFolder
-from mingle.state.stored_step import append_step, copy_run, read_step
+from mingle.state.stored_step import append_step, copy_run, portable, read_step, resolved
 from mingle.suites import RawSamples, load_samples, locate, suite_part
 from mingle.weights import Checkpoint, check_against, check_finite
 
@@ -70,7 +71,7 @@ class MergeRun:
             "settings": chosen.settings(opened),
             "backbone": backbone,
             "seed": seed,
-            "base": {"source": _portable(base, Path(path)), "fingerprint": checkpoint.fingerprint},
+            "base": {"source": portable(base, Path(path)), "fingerprint": checkpoint.fingerprint},
             "versions": versions(),
         }
         return cls(RunFolder.create(path, header), base)
@@ -103,7 +104,7 @@ class MergeRun:
     @property
     def base_source(self) -> str | Path:
         """Where the base is: as said when the run was opened, or else as stored when it was created."""
-        return self._base_source or _resolve(self.header["base"]["source"], self.path)
+        return self._base_source or resolved(self.header["base"]["source"], self.path)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -212,20 +213,26 @@ class MergeRun:
         """Keeps other writers out. Raises RunLockedError after ``timeout`` seconds."""
         return self._folder.lock(timeout)
 
-    def model(self, *, task: str | None = None, steps: int | None = None) -> nn.Module:
+    def model(
+        self, *, task: str | None = None, steps: int | None = None, placement: Placement | None = None
+    ) -> nn.Module:
         """The merged model, of the base's class; ``steps`` gives it as it was after that many tasks.
 
-        A copy of its own: training or changing it does not touch the run.
+        A copy of its own: training or changing it does not touch the run. With ``placement`` every tensor is
+        read in that precision, then placed. Raises ConfigError for devices that cannot be.
         """
         state = self.state if steps is None else self.state.prefix(steps)
-        return copy.deepcopy(self.method.model(state, task))
+        if placement is None:
+            return copy.deepcopy(self.method.model(state, task))
+        base = replace(state.base, dtype=placement.dtype or state.base.dtype)
+        return placement.place(self.method.model(replace(state, base=base), task))
 
     def copy(self, path: str | Path, *, base: str | None = None, progress: Progress = silent) -> Self:
         """The run in a new folder, without paths of this machine; ``base`` replaces the stored source of it.
 
         Raises RunError, RunDamagedError.
         """
-        source = base or _portable(self.base_source, Path(path))
+        source = base or portable(self.base_source, Path(path))
         return type(self)(copy_run(self._folder, Path(path), source, progress))
 
     @torch.no_grad()
@@ -286,14 +293,3 @@ class MergeRun:
         if found is not None and head is not None:
             head.check_labels(found, f"seeds from {raw.source}")
         return SeedPool(batch, found, raw.ids(), raw.source)
-
-
-def _portable(source: str | Path, run: Path) -> str:
-    # A local base is stored relative to the run, so that both can move together.
-    path = Path(source).expanduser()
-    return os.path.relpath(path.resolve(), run.resolve()) if path.exists() else str(source)
-
-
-def _resolve(source: str, run: Path) -> str | Path:
-    beside = run / source
-    return beside if beside.exists() else source

@@ -1,5 +1,6 @@
 """Steps of a method as they lie in a run folder."""
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -96,3 +97,15 @@ def public_name(source: str) -> str:
     path = Path(source)
     local = path.is_absolute() or path.exists() or source.startswith((".", "~"))
     return path.resolve().name if local else source
+
+
+def portable(source: str | Path, run: Path) -> str:
+    """A local source relative to the run, so that both can move together; any other as it is."""
+    path = Path(source).expanduser()
+    return os.path.relpath(path.resolve(), run.resolve()) if path.exists() else str(source)
+
+
+def resolved(source: str, run: Path) -> str | Path:
+    """What ``portable`` gave, found again from where the run is now."""
+    beside = run / source
+    return beside if beside.exists() else source
