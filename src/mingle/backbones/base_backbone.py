@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from mingle.backbones._limits import check_counts
 from mingle.errors import CheckpointError, ConfigError, UnknownNameError
 from mingle.layers import LinearGroup
 from mingle.weights import Adapter, Canonical, Checkpoint, open_checkpoint
@@ -89,6 +90,7 @@ class Backbone(ABC):
         ``base``: what an adapter changes, and whose configuration a source without a config.json has.
         """
         found = open_checkpoint(source, base=base)
+        check_counts(found)
         described = found if found.config or base is None else base
         if isinstance(found, Adapter):
             found.check_tied(self.tied(described))
