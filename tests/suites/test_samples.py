@@ -188,7 +188,7 @@ def test_list_of_image_names_is_read_as_images(tmp_path):
 
 def refused(source):
     with pytest.raises(SeedsError) as error:
-        load_samples(source)
+        list(load_samples(source).samples)
     text = str(error.value)
     assert "\n" not in text
     return text
