@@ -10,7 +10,7 @@ import shutil
 from contextlib import redirect_stdout
 from functools import cache, partial
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 
 import torch
 from peft import LoraConfig
@@ -31,9 +31,16 @@ ADAPTER = "adapter_model.safetensors"
 
 
 @cache
+def store():
+    """A folder for valid files, which goes when the process does."""
+    return TemporaryDirectory(prefix="mingle-fuzz-valid-")
+
+
+@cache
 def valid(name):
     """Folder of a family's valid base and checkpoints, made once; the campaign's files are copies."""
-    root = Path(mkdtemp(prefix=f"mingle-fuzz-{name}-"))
+    root = Path(store().name) / name
+    root.mkdir()
     FAMILIES[name].write(root)
     return root
 
@@ -124,7 +131,7 @@ def read_adapter(root):
 
 @cache
 def valid_run(export):
-    root = Path(mkdtemp(prefix="mingle-fuzz-run-"))
+    root = Path(store().name) / f"run-{export}"
     clip = valid("clip")
     images = FAMILIES["clip"].samples(0, 6)
     run = mingle.MergeRun.create(root / "run", clip / "base", options={"steps": 1, "rank": 2})
@@ -212,10 +219,10 @@ FILES = {
 }
 
 
-def model_targets():
+def model_targets(families=CHOSEN):
     """Targets that need models; the models are made when this is called."""
-    tasks = {f"task {name}": of_folder(write_task, read_task, name, 1) for name in CHOSEN}
-    bases = {f"base {name}": of_folder(write_base, read_base, name, 1) for name in CHOSEN}
+    tasks = {f"task {name}": of_folder(write_task, read_task, name, 1) for name in families}
+    bases = {f"base {name}": of_folder(write_base, read_base, name, 1) for name in families}
     adapter = {"adapter_config.json": as_json, ADAPTER: mutations.safetensors}
     return {
         **tasks,

@@ -57,7 +57,7 @@ def _what_to_do(source: str, error: Exception) -> str:
 
 def weight_files(path: Path, stem: str = "model") -> list[Path]:
     """The safetensors files of a folder, or the file itself. Raises CheckpointError."""
-    if path.is_file():
+    if not path.is_dir():
         if path.suffix != ".safetensors":
             raise CheckpointError(_refusal(path))
         return [path]
