@@ -30,9 +30,7 @@ def main():
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + GIGABYTES * 2**30,) * 2)
         kinds = timed(campaign, range(chosen.first, chosen.first + chosen.cases))
-    for (target, *_), found in kinds.items():
-        first = found[0]
-        print(f"\n=== {target}: {len(found)} × case {first.number}, {first.file}\n{first.why.rstrip()}")
+    for (target, *_), [first, *_] in kinds.items():
         if chosen.keep:
             folder = chosen.keep / target.replace(" ", "-") / f"{chosen.seed}-{first.number}"
             (folder / first.file).parent.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,10 @@ def timed(campaign, numbers, say=print, every=5000):
     for number in range(0, len(numbers), every):
         part = numbers[number : number + every]
         for finding in campaign.run(part):
-            kinds.setdefault((finding.target, *finding.kind), []).append(finding)
+            same = kinds.setdefault((finding.target, *finding.kind), [])
+            same.append(finding)
+            if len(same) == 1:
+                say(f"\n=== {finding.target}: case {finding.number}, {finding.file}\n{finding.why}", flush=True)
         done, seconds = number + len(part), time.perf_counter() - started
         say(
             f"{done} cases of seed {campaign.seed}: {done / seconds:.0f} per second, "

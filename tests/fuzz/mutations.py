@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zipfile
+from copy import deepcopy
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def value(rng):
         return [value(rng) for _ in range(rng.randrange(4))]
     if kind == 2:
         return {str(rng.choice(STRINGS)): value(rng) for _ in range(rng.randrange(3))}
-    return rng.choice(SEEDS)
+    return deepcopy(rng.choice(SEEDS))
 
 
 def places(node, found=None):
