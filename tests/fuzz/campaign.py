@@ -162,7 +162,8 @@ def timed(campaign, numbers, say=print, every=5000):
             same = kinds.setdefault((finding.target, *finding.kind), [])
             same.append(finding)
             if len(same) == 1:
-                say(f"\n=== {finding.target}: case {finding.number}, {finding.file}\n{finding.why}", flush=True)
+                place = f"{finding.target}: case {finding.number}, {finding.file}"
+                say(f"\n=== {place}\n{finding.why}", flush=True)
         done, seconds = number + len(part), time.perf_counter() - started
         say(
             f"{done} cases of seed {campaign.seed}: {done / seconds:.0f} per second, "

@@ -200,6 +200,7 @@ FOUND = {
     # models
     "a billion layers": ("base bert", CONFIG, edited(("num_hidden_layers", 10**9))),
     "ten billion labels": ("task bert", CONFIG, edited(("num_labels", 10**10))),
+    "labels that are a number": ("task bert", CONFIG, edited(("label2id", 3), ("id2label", {}))),
     "positions of 8 TB": ("base bert", CONFIG, edited(("max_position_embeddings", 10**12))),
     "windows of 8 TB": (
         "base swinv2",

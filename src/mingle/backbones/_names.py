@@ -42,13 +42,15 @@ def class_names(
     Raises CheckpointError where they are not as many as there are classes (``what``) in the head, or where
     ``label2id`` numbers them otherwise.
     """
-    labels = config.get("id2label") or {}
+    labels, indices = config.get("id2label") or {}, config.get("label2id") or {}
+    if not isinstance(labels, dict) or not isinstance(indices, dict):
+        raise CheckpointError(f"{where}: expected objects id2label and label2id in config.json")
     names = list(named) if named else [labels.get(str(i), str(i)) for i in range(number)]
     known = len(names) if named else len(labels)
     if known not in (0, number):
         source = "its metadata" if named else "id2label of config.json"
         raise CheckpointError(f"{where}: {number} {what}, but {source} names {known} classes")
-    for name, index in ({} if named else config.get("label2id") or {}).items():
+    for name, index in ({} if named else indices).items():
         # Names that id2label does not have are the library's own, where only id2label was set.
         if name in names and labels.get(str(index)) != name:
             raise CheckpointError(
