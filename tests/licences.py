@@ -8,12 +8,13 @@ ROOT = Path(__file__).parents[1]
 CONSTRAINTS, PAGE = ROOT / "constraints.txt", ROOT / "docs" / "licences.md"
 
 ALLOWED = frozenset(
-    ["0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC", "LLVM-exception", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib"]
+    {"0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "CNRI-Python", "ISC"}
+    | {"LLVM-exception", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Zlib"}
 )
-"""Terms under which a package may be used beside Apache-2.0 code; BSD: of a kind that its metadata leaves open."""
+"""Terms of packages that may be used beside Apache-2.0 code; BSD: a kind that the metadata leaves open."""
 
 SHIPPED = ALLOWED | {"CC-BY-3.0", "CC-BY-4.0", "OFL-1.1", "Unlicense", "Bitstream-Vera", "public-domain"}
-"""Terms of pictures that the wheel holds: renderings of these are free to ship, with the names of the authors."""
+"""Terms of what shipped pictures show: renderings may be shipped, with the names of the authors."""
 
 WORDS = {
     "Apache": "Apache-2.0",
@@ -38,13 +39,13 @@ READ_BY_HAND = {"resvg-py": "MIT"}
 
 INTRODUCTION = """# Licences
 
-Every package of `constraints.txt`, development tools included, with the licence that its own metadata states; `BSD` where
-that does not say which. Written by `python -m tests.licences`; `pytest tests/test_licences.py` fails for a package that is not listed, a
-version or a licence that changed, and a licence outside the list in `tests/licences.py`. None of the packages is
-shipped with mingle.
+Every package of `constraints.txt`, development tools included, with the licence that its own metadata states;
+`BSD` where that does not say which. Written by `python -m tests.licences`; `pytest tests/test_licences.py` fails
+for a package that is not listed, a version or a licence that changed, and a licence outside the list in
+`tests/licences.py`. None of the packages is shipped with mingle.
 
-Data that is shipped (suite `glyph8`): `src/mingle/suites/glyph8/LICENSES.md` lists every source with its licence, and the
-same test reads it. Data of suites that are built on your machine stays there; each suite's own
+Data that is shipped (suite `glyph8`): `src/mingle/suites/glyph8/LICENSES.md` lists every source with its licence,
+and the same test reads it. Data of suites that are built on your machine stays there; each suite's own
 `LICENSES.md` says the terms ([glyph](glyph-suites.md), [minilm8 and dino8](real-suites.md)).
 
 | package | version | licence |

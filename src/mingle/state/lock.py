@@ -125,10 +125,9 @@ def _sign(folder: Path) -> None:
     }
     # On a full disk the message to others is less precise; the lock holds all the same.
     with suppress(OSError):
-        # A new file: what lies there may be a link to another.
+        # What lies there may be a link to another file.
         (folder / HOLDER_FILE).unlink(missing_ok=True)
-        with (folder / HOLDER_FILE).open("x", encoding="utf-8") as file:
-            file.write(json.dumps(holder))
+        (folder / HOLDER_FILE).write_text(json.dumps(holder), encoding="utf-8")
 
 
 def _unsign(folder: Path) -> None:
