@@ -40,12 +40,12 @@ READ_BY_HAND = {"resvg-py": "MIT"}
 INTRODUCTION = """# Licences
 
 Every package of `constraints.txt`, development tools included, with the licence that its own metadata states;
-`BSD` where that does not say which. Written by `python -m tests.licences`; `pytest tests/test_licences.py` fails
-for a package that is not listed, a version or a licence that changed, and a licence outside the list in
+`BSD` where that does not say which. Written by `python -m tests.licences`; `pytest tests/test_licences.py`
+fails for a package that is not listed, a version or a licence that changed, and a licence outside the list in
 `tests/licences.py`. None of the packages is shipped with mingle.
 
-Data that is shipped (suite `glyph8`): `src/mingle/suites/glyph8/LICENSES.md` lists every source with its licence,
-and the same test reads it. Data of suites that are built on your machine stays there; each suite's own
+Data that is shipped (suite `glyph8`): `src/mingle/suites/glyph8/LICENSES.md` lists every source with its
+licence, and the same test reads it. Data of suites that are built on your machine stays there; each suite's own
 `LICENSES.md` says the terms ([glyph](glyph-suites.md), [minilm8 and dino8](real-suites.md)).
 
 | package | version | licence |
