@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class MergeRun:
         check_finite(checkpoint)
         opened.check()
         header = {
+            "id": uuid4().hex,  # no step of a run that was started alike fits into this one
             "method": method,
             "preset": preset,
             "options": chosen.options.model_dump(),
@@ -93,7 +95,7 @@ class MergeRun:
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """Method, preset, options, backbone, seed, base and versions, as stored at creation."""
+        """Id, method, preset, options, backbone, seed, base and versions, as stored at creation."""
         return self._folder.manifest.header
 
     @property
