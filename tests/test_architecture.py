@@ -12,7 +12,7 @@ import mingle
 SOURCE = Path(mingle.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 STAGES = (
-    {"errors"},
+    {"errors", "files"},
     {"registry", "config", "provenance"},
     {"weights"},
     {"subspace"},
@@ -32,7 +32,7 @@ STAGES = (
 """Each part imports itself and earlier ones only: the story that the folders tell."""
 
 ORDER = {part: position for position, parts in enumerate(STAGES) for part in parts}
-NARROW = {"weights": {"weights", "errors"}}
+NARROW = {"weights": {"weights", "errors", "files"}}
 """Parts that may import even less than their place allows."""
 
 

@@ -4,11 +4,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from mingle.errors import ConfigError
+from mingle.files import YAML_LIMIT, parse_yaml, read_text
+
+SHOWN = 200
+"""Characters of a wrong value that a message repeats."""
 
 
 class Options(BaseModel):
@@ -32,10 +35,9 @@ class Options(BaseModel):
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping. Raises ConfigError."""
     try:
-        value = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not readable as YAML ({reason})") from error
+        value = parse_yaml(read_text(Path(path), YAML_LIMIT))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error})") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of options, found {type(value).__name__}")
     return {str(key): item for key, item in value.items()}
@@ -47,4 +49,10 @@ def _explain(cls: type[BaseModel], error: ErrorDetails) -> str:
         near = get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields) or 'none'}"
         return f"unknown option {key!r}; {hint}"
-    return f"option {key!r}: {error['msg'].lower()}, found {error['input']!r}"
+    return f"option {key!r}: {error['msg'].lower()}, found {shortened(error['input'])}"
+
+
+def shortened(value: object) -> str:
+    """How a value is written, cut where it would fill a screen."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

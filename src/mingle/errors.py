@@ -19,7 +19,8 @@
 Each message is one line: what, where, what was expected, what was found, what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -88,3 +89,25 @@ class RunSchemaError(RunError):
 
 class TaskExistsError(RunError):
     """The run already holds a task of that name."""
+
+
+REASON_LIMIT = 300
+
+
+@contextmanager
+def translated(kind: type[MingleError], what: str) -> Iterator[None]:
+    """Turns whatever a library makes of values from elsewhere into one line of ``kind`` that begins ``what``.
+
+    Errors of ours pass. Panics of libraries in Rust, which are no Exceptions, do not.
+    """
+    try:
+        yield
+    except MingleError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        reason = " ".join(str(error).split())
+        # The text of a KeyError is the key alone.
+        named = f"{type(error).__name__} {reason}" if isinstance(error, LookupError) or not reason else reason
+        raise kind(f"{what} ({named[:REASON_LIMIT]})") from error

@@ -188,7 +188,7 @@ def test_list_of_image_names_is_read_as_images(tmp_path):
 
 def refused(source):
     with pytest.raises(SeedsError) as error:
-        load_samples(source)
+        list(load_samples(source).samples)
     text = str(error.value)
     assert "\n" not in text
     return text
@@ -203,7 +203,7 @@ def test_pickled_arrays_are_not_opened(tmp_path, monkeypatch):
     np.savez(file, images=objects)
     assert refused(file).startswith(f"{file}: not a readable array file (Object arrays cannot be loaded")
     file.write_bytes(b"\x80\x04N.")
-    assert "contains pickled (object) data" in refused(file)
+    assert refused(file).startswith(f"{file}: not a readable array file (File is not a zip file")
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])

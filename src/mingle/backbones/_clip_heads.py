@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from mingle.backbones._names import distinct
 from mingle.backbones.base_backbone import FORWARD_BATCH, Head
-from mingle.errors import CheckpointError, ConfigError
+from mingle.errors import CheckpointError, ConfigError, translated
 from mingle.weights import Checkpoint, Entry
 
 TEMPLATES = ("a photo of a {}.",)
@@ -66,20 +66,15 @@ def _text_tower(base: Checkpoint, text_tower: Mapping[str, Entry]) -> tuple[nn.M
     if scale is None:
         raise CheckpointError(f"{base.source}: no tensor 'logit_scale'; is it a whole CLIP?")
     own = {k: base.config[k] for k in ("projection_dim",) if k in base.config}
-    try:
+    with translated(CheckpointError, f"{base.source}: config.json and weights give no text tower"):
         with torch.device("meta"):
             tower: Any = CLIPTextModelWithProjection(
                 CLIPTextConfig.from_dict({**base.config["text_config"], **own})
             )
+        tower.load_state_dict(state, strict=True, assign=True)
         embeddings = tower.text_model.embeddings
         positions = len(embeddings.position_embedding.weight)
         embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
-        tower.load_state_dict(state, strict=True, assign=True)
-    except Exception as error:  # whatever transformers makes of a wrong value
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{base.source}: config.json and weights give no text tower ({reason})"
-        ) from error
     frozen: nn.Module = tower.eval().requires_grad_(False)
     return frozen, scale.exp()
 
@@ -93,8 +88,5 @@ def _tokenizer(base: Checkpoint) -> Any:  # noqa: ANN401 – a class of transfor
         raise CheckpointError(
             f"{base.source}: class names need tokenizer.json, or vocab.json and merges.txt, beside the model"
         )
-    try:
+    with translated(CheckpointError, f"{base.source}: tokenizer not readable"):
         return CLIPTokenizer.from_pretrained(str(base.folder), local_files_only=True)
-    except Exception as error:  # whatever tokenizers makes of a damaged file
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{base.source}: tokenizer not readable ({reason})") from error

@@ -1,6 +1,5 @@
 """Files of class heads: tensors by name, and the class names in the metadata."""
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -8,6 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mingle.errors import CheckpointError
+from mingle.files import parse_json
 
 
 def read_head(file: Path) -> tuple[dict[str, Tensor], list[str] | None]:
@@ -19,7 +19,7 @@ def read_head(file: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
     try:
-        names = json.loads(text) if text else None
+        names = parse_json(text) if text else None
     except ValueError:
         names = text
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from mingle.backbones.base_backbone import Backbone, Batch, Samples
-from mingle.errors import CheckpointError, SeedsError
+from mingle.errors import CheckpointError, SeedsError, translated
 from mingle.weights import Checkpoint, read_json
 
 PROCESSOR = "preprocessor_config.json"
+
+ELONGATED = 200
+"""How many times longer one side of a picture may be; resized to a shortest side, it would grow by that."""
 
 
 class ImageReader(Backbone):
@@ -58,10 +61,9 @@ def pixels(samples: Samples, processor: Any, size: tuple[int, int]) -> Batch:  #
     as already normalised and refused where they cannot be; PIL images go through the processor.
     """
     if isinstance(samples, Sequence):
-        images = list(samples)
-        if any(isinstance(sample, str) for sample in images):
-            raise SeedsError("images: expected pictures, found texts; is it the right backbone?")
-        return {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+        # One picture at a time is in memory as it came.
+        with translated(CheckpointError, f"{PROCESSOR}: the image processor cannot prepare these pictures"):
+            return {"pixel_values": torch.cat([_processed(image, processor) for image in samples])}
     shape = (3, *size)
     if samples.dim() != 4 or tuple(samples.shape[1:]) != shape:
         raise SeedsError(
@@ -74,6 +76,16 @@ def pixels(samples: Samples, processor: Any, size: tuple[int, int]) -> Batch:  #
         raise SeedsError(f"images: expected integers 0…255, found {int(samples.min())}…{int(samples.max())}")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std))
     return {"pixel_values": (samples.float() / 255 - mean) / std}
+
+
+def _processed(image: Any, processor: Any) -> Tensor:  # noqa: ANN401 – a picture, a class of transformers
+    """One picture (1, 3, H, W)."""
+    if isinstance(image, str):
+        raise SeedsError("images: expected pictures, found texts; is it the right backbone?")
+    if max(image.size) > ELONGATED * min(image.size):
+        raise SeedsError(f"images: expected sides of similar length, found {image.size[0]}×{image.size[1]}")
+    prepared: Tensor = processor(images=[image], return_tensors="pt")["pixel_values"]
+    return prepared
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Files of names: classes, answers, prompt templates."""
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mingle.errors import CheckpointError, ConfigError
+from mingle.files import parse_json, read_text
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -14,9 +15,9 @@ def read_names(path: Path) -> tuple[str, ...]:
     Raises ConfigError for a file that is not readable, empty, or names something twice.
     """
     try:
-        text = path.read_text("utf-8")
-        names = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
+        text = read_text(path)
+        names = parse_json(text) if path.suffix == ".json" else [line.strip() for line in text.splitlines()]
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable file of names ({error})") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path}: expected a JSON list of strings, or a text file with one name per line")
@@ -27,7 +28,7 @@ def distinct(names: list[str], where: str) -> tuple[str, ...]:
     """The names; refuses none at all, and one that occurs twice. Raises ConfigError."""
     if not names:
         raise ConfigError(f"{where}: expected at least one name, found none")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, number in Counter(names).items() if number > 1)
     if twice:
         raise ConfigError(f"{where}: every name once, found {', '.join(map(repr, twice[:5]))} more than once")
     return tuple(names)
@@ -41,13 +42,15 @@ def class_names(
     Raises CheckpointError where they are not as many as there are classes (``what``) in the head, or where
     ``label2id`` numbers them otherwise.
     """
-    labels = config.get("id2label") or {}
+    labels, indices = config.get("id2label") or {}, config.get("label2id") or {}
+    if not isinstance(labels, dict) or not isinstance(indices, dict):
+        raise CheckpointError(f"{where}: expected objects id2label and label2id in config.json")
     names = list(named) if named else [labels.get(str(i), str(i)) for i in range(number)]
     known = len(names) if named else len(labels)
     if known not in (0, number):
         source = "its metadata" if named else "id2label of config.json"
         raise CheckpointError(f"{where}: {number} {what}, but {source} names {known} classes")
-    for name, index in ({} if named else config.get("label2id") or {}).items():
+    for name, index in ({} if named else indices).items():
         # Names that id2label does not have are the library's own, where only id2label was set.
         if name in names and labels.get(str(index)) != name:
             raise CheckpointError(

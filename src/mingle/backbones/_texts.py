@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mingle.backbones.base_backbone import Backbone, Batch, Samples
-from mingle.errors import CheckpointError, SeedsError
+from mingle.errors import CheckpointError, SeedsError, translated
 from mingle.weights import Checkpoint
 
 
@@ -35,10 +35,10 @@ def tokenizer(folder: str, *, left: bool = False) -> Any:  # noqa: ANN401 – a 
     """
     from transformers import PreTrainedTokenizerFast
 
-    try:
+    with translated(CheckpointError, f"{folder}: no readable tokenizer.json beside the model"):
         found: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{folder}: no readable tokenizer.json beside the model ({error})") from error
+    if not isinstance(found.model_max_length, int | float):
+        raise CheckpointError(f"{folder}: model_max_length: expected a number")
     if left and found.pad_token is None:
         found.pad_token = found.eos_token
     if found.pad_token is None:
@@ -57,7 +57,8 @@ def tokens(samples: Samples, base: Checkpoint, longest: int | None = None, *, le
         raise SeedsError("texts: expected a list of texts, found images; is it the right backbone?")
     words = tokenizer(str(base.folder), left=left)
     limit = None if longest is None else min(longest, words.model_max_length)
-    encoded = words(list(samples), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    with translated(CheckpointError, f"{base.folder}: the tokenizer cannot encode the texts"):
+        encoded = words(list(samples), padding=True, truncation=True, max_length=limit, return_tensors="pt")
     return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
@@ -82,11 +83,9 @@ def check_tokenizer(folder: Path, base: Path) -> None:
 def _description(file: Path) -> dict[str, Any]:
     from tokenizers import Tokenizer
 
-    try:
+    with translated(CheckpointError, f"{file}: not a readable tokenizer"):
         found: Any = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more specific
-        raise CheckpointError(f"{file}: not a readable tokenizer ({error})") from error
-    return {"vocabulary": found.get_vocab(), "normaliser": json.loads(found.to_str())["normalizer"]}
+        return {"vocabulary": found.get_vocab(), "normaliser": json.loads(found.to_str())["normalizer"]}
 
 
 def text_bytes(texts: Sequence[str]) -> Tensor:

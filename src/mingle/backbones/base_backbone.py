@@ -13,7 +13,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from mingle.errors import CheckpointError, ConfigError, UnknownNameError
+from mingle.backbones._limits import check_counts
+from mingle.errors import CheckpointError, ConfigError, DivergedError, UnknownNameError
 from mingle.layers import LinearGroup
 from mingle.weights import Adapter, Canonical, Checkpoint, open_checkpoint
 
@@ -89,6 +90,7 @@ class Backbone(ABC):
         ``base``: what an adapter changes, and whose configuration a source without a config.json has.
         """
         found = open_checkpoint(source, base=base)
+        check_counts(found)
         described = found if found.config or base is None else base
         if isinstance(found, Adapter):
             found.check_tied(self.tied(described))
@@ -212,12 +214,22 @@ class Backbone(ABC):
         return Lesson(batch, logits, logits.argmax(-1))
 
     def probabilities(self, features: Tensor, head: Head) -> Tensor:
-        """Class probabilities (N, C); a row of zeros is no class of the task."""
-        return self.classify(features, head).softmax(-1)
+        """Class probabilities (N, C); a row of zeros is no class of the task. Raises DivergedError."""
+        return self._finite(features, head).softmax(-1)
 
     def decide(self, features: Tensor, head: Head) -> Tensor:
-        """The predicted class of every sample, −1 for none: (N,)."""
-        return self.classify(features, head).argmax(-1)
+        """The predicted class of every sample, −1 for none: (N,). Raises DivergedError."""
+        return self._finite(features, head).argmax(-1)
+
+    def _finite(self, features: Tensor, head: Head) -> Tensor:
+        """Logits (N, C); NaN would be taken for a class."""
+        logits = self.classify(features, head)
+        if not torch.isfinite(logits).all():
+            raise DivergedError(
+                "prediction: logits that are NaN or Inf; the weights are too large for the precision that "
+                "the model computes in (float16 ends at 65504: use bfloat16 or float32)"
+            )
+        return logits
 
     def predict(self, model: nn.Module, batch: Batch, head: Head) -> Tensor:
         """The predicted class of every sample, −1 for none: (N,)."""

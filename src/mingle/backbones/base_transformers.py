@@ -4,17 +4,20 @@ The merged model is that class without its head, under the names of the class wi
 mapped by the library's own rules, so that files of older versions, and of the bare model, read the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from mingle.backbones._limits import check_buffers
 from mingle.backbones.base_backbone import Backbone, choose_sites
-from mingle.errors import CheckpointError, ConfigError
+from mingle.errors import CheckpointError, ConfigError, translated
 from mingle.layers import LinearGroup, is_linear, is_transposed
 from mingle.weights import Canonical, Checkpoint
 
@@ -54,15 +57,8 @@ class TransformersBackbone(Backbone):
 
     def config(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configuration class of transformers
         """The configuration class of the model_type. Raises CheckpointError for wrong values."""
-        from transformers import CONFIG_MAPPING
-
         with _described(checkpoint):
-            found = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(dict(checkpoint.config))
-            # It would choose another class than the family's (DeiT with a teacher), and some classes iterate
-            # over it without asking; chunks of tokens would not fit a padding mask.
-            found.architectures = []
-            found.chunk_size_feed_forward = 0
-        return found
+            return _configuration(checkpoint.config)
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The class without its head; buffers that no file stores are real. Raises CheckpointError."""
@@ -186,15 +182,14 @@ class TransformersBackbone(Backbone):
 
     def whole(self, checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a model class of transformers
         """The class with its head, on the meta device. Raises CheckpointError."""
-        import transformers
         from accelerate import init_empty_weights
-        from transformers.initialization import no_init_weights
 
         self.check_family(checkpoint)
         config = self.config(checkpoint)
-        # Random numbers on the meta device are nothing, but drawing them takes most of the time.
-        with _described(checkpoint), init_empty_weights(include_buffers=False), no_init_weights():
-            return getattr(transformers, self.auto_class).from_config(config, dtype=torch.float32)
+        with _described(checkpoint):
+            check_buffers(checkpoint, _buffer_bytes(self.auto_class, json.dumps(checkpoint.config)))
+            with init_empty_weights(include_buffers=False):
+                return _of_class(self.auto_class, config)
 
     def _head_prefixes(self, model: nn.Module) -> tuple[str, ...]:
         return tuple(f"{name}." for name, _ in model.named_modules() if name in self.heads)
@@ -208,6 +203,35 @@ class TransformersBackbone(Backbone):
         while block and not hasattr(model.get_submodule(block), norm):
             block = block.rpartition(".")[0]
         return f"{block}.{norm}"
+
+
+def _configuration(values: Mapping[str, Any]) -> Any:  # noqa: ANN401 – a configuration class of transformers
+    from transformers import CONFIG_MAPPING
+
+    found: Any = CONFIG_MAPPING[values["model_type"]].from_dict(dict(values))
+    # It would choose another class than the family's (DeiT with a teacher), and some classes iterate
+    # over it without asking; chunks of tokens would not fit a padding mask.
+    found.architectures = []
+    found.chunk_size_feed_forward = 0
+    return found
+
+
+def _of_class(auto_class: str, config: Any) -> Any:  # noqa: ANN401 – classes of transformers
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    # Random numbers on the meta device are nothing, but drawing them takes most of the time.
+    with no_init_weights():
+        made = getattr(transformers, auto_class)
+        return made.from_config(config, dtype=torch.float32, trust_remote_code=False)
+
+
+@lru_cache(maxsize=32)
+def _buffer_bytes(auto_class: str, described: str) -> int:
+    """Size of the buffers that the model of a configuration (JSON) computes; none is made."""
+    with torch.device("meta"):
+        model = _of_class(auto_class, _configuration(json.loads(described)))
+    return sum(buffer.nbytes for buffer in model.buffers())
 
 
 def library_names(model: Any) -> Callable[[str], str | tuple[str, ...]]:  # noqa: ANN401 – of transformers
@@ -249,10 +273,6 @@ def _tied(model: Any) -> dict[str, str]:  # noqa: ANN401 – a model class of tr
     return dict(model.all_tied_weights_keys)
 
 
-@contextmanager
-def _described(checkpoint: Checkpoint) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever transformers makes of a wrong value
-        kind, reason = checkpoint.config.get("model_type"), " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.source}: config.json describes no {kind} ({reason})") from error
+def _described(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    kind = checkpoint.config.get("model_type")
+    return translated(CheckpointError, f"{checkpoint.source}: config.json describes no {kind}")

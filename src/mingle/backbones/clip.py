@@ -6,8 +6,8 @@ logit scale (Radford et al. 2021). A checkpoint folder may bring its head as ``h
 are the JSON list ``classes`` in the file's metadata, or else ``id2label`` of the checkpoint's config.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch.nn.functional import normalize
 from mingle.backbones._clip_heads import zero_shot_head
 from mingle.backbones._head_files import read_head
 from mingle.backbones._images import PROCESSOR, ImageReader, pixels
+from mingle.backbones._limits import check_processor
 from mingle.backbones._names import class_names
 from mingle.backbones.base_backbone import Batch, Head, Samples, choose_sites
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, translated
 from mingle.layers import LinearGroup
 from mingle.weights import Checkpoint, Entry, read_json
 
@@ -73,10 +74,11 @@ class Clip(ImageReader):
 
     def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:
         """Fills the tower; ``position_ids`` is a computed buffer and is made anew."""
-        embeddings = model.get_submodule("vision_model.embeddings")
-        positions = len(model.get_parameter("vision_model.embeddings.position_embedding.weight"))
+        filled = super().load(model, state, source)
+        embeddings = filled.get_submodule("vision_model.embeddings")
+        positions = len(filled.get_parameter("vision_model.embeddings.position_embedding.weight"))
         embeddings.register_buffer("position_ids", torch.arange(positions)[None], persistent=False)
-        return super().load(model, state, source)
+        return filled
 
     def groups(self, model: nn.Module, sites: str) -> list[LinearGroup]:
         """q, k and v of a block read the same tensor; out_proj, fc1 and fc2 each their own."""
@@ -144,7 +146,10 @@ class Clip(ImageReader):
         from transformers import CLIPImageProcessorPil
 
         values = {k: v for k, v in self.processing(base).items() if k != "image_processor_type"}
-        return CLIPImageProcessorPil(**values)
+        with translated(CheckpointError, f"{base.source}: describes no image processor"):
+            found = CLIPImageProcessorPil(**values)
+        check_processor(base.source, found)
+        return found
 
     def processing(self, base: Checkpoint) -> dict[str, Any]:
         """Settings of the image processor: ``preprocessor_config.json``, or else CLIP's own at its size."""
@@ -187,15 +192,8 @@ def _vision_config(checkpoint: Checkpoint) -> Any:  # noqa: ANN401 – a configu
         return CLIPVisionConfig.from_dict(values)
 
 
-@contextmanager
-def _described(checkpoint: Checkpoint) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever transformers makes of a wrong value
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{checkpoint.source}: config.json describes no CLIP tower ({reason})"
-        ) from error
+def _described(checkpoint: Checkpoint) -> AbstractContextManager[None]:
+    return translated(CheckpointError, f"{checkpoint.source}: config.json describes no CLIP tower")
 
 
 def _norm(block: str, first: str) -> str | None:

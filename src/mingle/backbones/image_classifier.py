@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from mingle.backbones._images import PROCESSOR, ImageReader, pixels
+from mingle.backbones._limits import check_processor
 from mingle.backbones._passes import during_passes, tell_samples
 from mingle.backbones.base_backbone import Batch, Samples
 from mingle.backbones.base_classifier import ClassifierBackbone
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, translated
 from mingle.weights import Checkpoint, read_json
 
 BEFORE_AFTER = {"attention_in": "layernorm_before", "mlp_in": "layernorm_after"}
@@ -83,13 +84,12 @@ class ImageClassifier(ImageReader, ClassifierBackbone):
                 size={"height": height, "width": width}, image_mean=half, image_std=half
             )
         read_json(path)
-        try:
-            return AutoImageProcessor.from_pretrained(
+        with translated(CheckpointError, f"{path}: describes no image processor"):
+            found = AutoImageProcessor.from_pretrained(
                 str(base.folder), backend="pil", local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # whatever transformers makes of a wrong value
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: describes no image processor ({reason})") from error
+        check_processor(str(path), found)
+        return found
 
     def _model_size(self, base: Checkpoint) -> tuple[int, int]:
         size = self.config(base).image_size

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mingle.backbones._limits import check_counts
 from mingle.backbones.clip import Clip
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, translated
 from mingle.weights import Checkpoint, Entry, local_path, open_checkpoint, read_json
 
 CONFIG = "open_clip_config.json"
@@ -63,10 +64,13 @@ class OpenClip(Clip):
         path = local_path(source)
         folder = path if path.is_dir() else path.parent
         found = open_checkpoint(folder / WEIGHTS if (path / WEIGHTS).is_file() else path, base=base)
-        config = _clip_config(folder / CONFIG) if (folder / CONFIG).is_file() else found.config
+        with translated(CheckpointError, f"{folder / CONFIG}: describes no CLIP"):
+            config = _clip_config(folder / CONFIG) if (folder / CONFIG).is_file() else found.config
         if not config and base is None:
             raise CheckpointError(f"{source}: expected {CONFIG} beside the weights of a base, found none")
-        found = replace(found, source=str(source), config=config).renamed(lambda name: _name(name, VISION))
+        described = replace(found, source=str(source), config=config)
+        check_counts(described)
+        found = described.renamed(lambda name: _name(name, VISION))
         return replace(found, entries=_turned(found.entries))
 
     def text_tower(self, base: Checkpoint) -> dict[str, Entry]:
@@ -81,6 +85,8 @@ class OpenClip(Clip):
         """Mean and deviation of ``preprocess_cfg``, or else of ``preprocessor_config.json``."""
         settings = read_json(folder / CONFIG).get("preprocess_cfg") if (folder / CONFIG).is_file() else None
         names = {"mean": "image_mean", "std": "image_std"}
+        if not isinstance(settings, dict | None):
+            raise CheckpointError(f"{folder / CONFIG}: expected preprocess_cfg to be an object")
         own = {names[key]: value for key, value in (settings or {}).items() if key in names}
         return super().normalisation(folder) | own
 

@@ -14,7 +14,7 @@ from mingle.backbones._passes import during_passes
 from mingle.backbones._texts import tokens
 from mingle.backbones.base_backbone import Batch, Head, Samples, choose_sites
 from mingle.backbones.base_text_writer import MAX_NEW_TOKENS, TextWriter
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, translated
 from mingle.layers import LinearGroup, PooledInput
 from mingle.weights import Checkpoint
 
@@ -58,11 +58,8 @@ class Seq2seq(TextWriter):
         """T5Config. Raises CheckpointError for wrong values."""
         from transformers import T5Config
 
-        try:
+        with translated(CheckpointError, f"{checkpoint.source}: config.json describes no T5"):
             return T5Config.from_dict(dict(checkpoint.config))
-        except Exception as error:  # whatever transformers makes of a wrong value
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{checkpoint.source}: config.json describes no T5 ({reason})") from error
 
     def skeleton(self, checkpoint: Checkpoint) -> nn.Module:
         """The model that ``config.json`` describes. Raises CheckpointError for another family."""
@@ -71,7 +68,8 @@ class Seq2seq(TextWriter):
         self.check_family(checkpoint)
         config = self.config(checkpoint)
         config.name_or_path = str(checkpoint.folder)
-        with torch.device("meta"):
+        described = f"{checkpoint.source}: config.json describes no T5"
+        with translated(CheckpointError, described), torch.device("meta"):
             model: Any = T5ForConditionalGeneration(config)
         # A gate pools all tokens so far; a cache would show it the newest one only.
         model.config.use_cache = model.generation_config.use_cache = False

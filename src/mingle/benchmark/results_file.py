@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mingle.errors import ConfigError
+from mingle.files import read_json
 from mingle.state.lock import explained, replace_file
 
 RESULTS_SCHEMA = 2
@@ -25,7 +26,7 @@ def write_json(value: Mapping[str, Any], path: Path) -> None:
 def read_results(path: Path) -> dict[str, Any]:
     """Reads results. Raises ConfigError when the file is missing, damaged or of another schema."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a readable results file ({error})") from error
     found = value.get("schema") if isinstance(value, dict) else None

@@ -29,7 +29,7 @@ def main_with(app: typer.Typer) -> None:
     try:
         app()
     except MingleError as error:
-        typer.echo(f"mingle: {error}", err=True)
+        typer.echo(f"mingle: {visible(str(error))}", err=True)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except OSError as error:
         typer.echo(f"mingle: {error.filename or 'file'}: {error.strerror or error}", err=True)
@@ -37,6 +37,11 @@ def main_with(app: typer.Typer) -> None:
     except KeyboardInterrupt:
         typer.echo("mingle: interrupted; what was merged before is unchanged", err=True)
         sys.exit(130)
+
+
+def visible(text: str) -> str:
+    """Text with control characters written out: names in files must not steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -97,13 +97,12 @@ def push(
 
 def _read(results: Path) -> dict[str, Any]:
     """A results file of a benchmark, or what ``mingle eval --json`` printed. Raises ConfigError."""
-    import json
-
     from mingle.benchmark import read_results
     from mingle.errors import ConfigError
+    from mingle.files import read_json
 
     try:
-        value = json.loads(results.read_text("utf-8"))
+        value = read_json(results)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{results}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):

@@ -30,7 +30,7 @@ def report(
     from rich.console import Console
 
     from mingle.benchmark import read_results
-    from mingle.errors import ConfigError
+    from mingle.errors import ConfigError, translated
     from mingle.report import as_csv, latex, markdown, terminal, write_report
 
     console = Console()
@@ -40,7 +40,8 @@ def report(
     tables = []
     for path, found in zip(results, stored, strict=True):
         try:
-            tables.append(write(found))
+            with translated(ConfigError, "not results that mingle wrote"):
+                tables.append(write(found))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     for number, table in enumerate(tables):
@@ -51,7 +52,8 @@ def report(
         else:
             console.print(table)
     if out is not None:
-        write_report(stored, out)
+        with translated(ConfigError, f"{', '.join(map(str, results))}: not results that mingle wrote"):
+            write_report(stored, out)
         typer.echo(str(out), err=True)
 
 

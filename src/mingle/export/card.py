@@ -9,7 +9,8 @@ import yaml
 from huggingface_hub import try_to_load_from_cache
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from mingle.errors import ConfigError, MingleError
+from mingle.errors import ConfigError, MingleError, translated
+from mingle.files import YAML_LIMIT, exists, expanded, parse_yaml, read_text
 from mingle.state import MergeRun
 from mingle.state.stored_step import public_name
 from mingle.suites import locate
@@ -82,8 +83,8 @@ def licence(source: str) -> str:
         located = str(locate(source))
     except MingleError:
         return UNKNOWN  # of a suite that is not on this machine
-    folder = Path(located).expanduser()
-    if folder.exists():
+    folder = expanded(located)
+    if exists(folder):
         folder = folder if folder.is_dir() else folder.parent
         return _of_card(folder / "README.md") or _of_suite(folder) or UNKNOWN
     if is_hub_id(located):
@@ -94,9 +95,9 @@ def licence(source: str) -> str:
 
 def _of_card(path: Path) -> str | None:
     try:
-        found = re.match(r"---\s*\n(.*?)\n---", path.read_text("utf-8"), re.DOTALL)
-        front = yaml.safe_load(found[1]) if found else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        found = re.match(r"---[ \t]*\n(.*?)\n---", read_text(path, YAML_LIMIT), re.DOTALL)
+        front = parse_yaml(found[1]) if found else None
+    except (OSError, ValueError):
         return None
     stated = front.get("license") if isinstance(front, dict) else None
     return stated if isinstance(stated, str) else None
@@ -135,8 +136,11 @@ def _front_matter(run: MergeRun, base: Mapping[str, str], tasks: list[dict[str, 
 
 def _scores(run: MergeRun, results: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of an evaluation of this run, or means of a benchmark's row of the same method and options."""
-    if "rows" in results:
-        return _of_benchmark(run, results)
+    with translated(ConfigError, "results: not what mingle wrote"):
+        return _of_benchmark(run, results) if "rows" in results else _of_evaluation(run, results)
+
+
+def _of_evaluation(run: MergeRun, results: Mapping[str, Any]) -> dict[str, Any]:
     stated = {key: results.get(key) for key in ("method", "preset", "tasks", "settings")}
     own = {**{key: run.header[key] for key in ("method", "preset", "settings")}, "tasks": list(run.tasks)}
     other = [key for key, value in own.items() if stated[key] != value]

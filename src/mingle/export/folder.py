@@ -5,8 +5,10 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from pydantic import ValidationError
 
 from mingle.errors import ExportError, RunDamagedError, RunLockedError
 from mingle.state.lock import exchange, hold, sync_folder, write_file
@@ -118,8 +120,14 @@ def check_files(folder: Path) -> dict[str, Any]:
     content.pop("sha256", None)
     if data != _signed(content):
         raise RunDamagedError(f"{path}: altered, its sha256 is that of another content; export again")
-    for name, stored in content["files"].items():
-        entry = FileEntry(**stored)
+    try:
+        files = {name: FileEntry.model_validate(stored) for name, stored in content["files"].items()}
+    except (KeyError, AttributeError, ValidationError) as error:
+        raise RunDamagedError(f"{path}: expected the files with size and sha256; restore it") from error
+    outside = [name for name in files if PurePosixPath(name).is_absolute() or ".." in name.split("/")]
+    if outside:
+        raise RunDamagedError(f"{path}: expected files of this folder, found {outside[0]!r}")
+    for name, entry in files.items():
         try:
             found = FileEntry.of_file(folder / name)
         except OSError as error:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of
 from mingle.errors import ConfigError, ExportError
 from mingle.export.export import export_run
 from mingle.export.folder import CARD_FILE, file_names
+from mingle.files import exists
 from mingle.methods.base_method import Progress, silent
 from mingle.state import MergeRun
 
@@ -64,7 +65,7 @@ def push_run(
 def _check(run: MergeRun, repo: str, *, with_base: bool) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise ConfigError(f"repository: expected user/name, found {repo!r}")
-    if not with_base and Path(run.base_source).expanduser().exists():
+    if not with_base and exists(run.base_source):
         raise ExportError(
             f"{run.path}: its base is a folder of this machine ({run.base_source}), where others could not "
             "find it; push it too (--with-base), or open the run with the base's hub id (--base)"

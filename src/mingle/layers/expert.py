@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mingle.errors import DivergedError
 from mingle.subspace import Projection, project_delta, svd_of_factors, truncated_svd
 
 
@@ -50,7 +51,8 @@ def build_expert(
     """The expert of a task vector: project D off ``P = Σ B_i A_i``, then the rank-r truncated SVD.
 
     ``D' ≈ Ũ Σ̃ Ṽᵀ``, ``B = Ũ``, ``A = Σ̃ Ṽᵀ`` (arXiv 2505.11883). Computed in float64, returned in the
-    dtype of ``delta``. ``effective_rank`` replaces the computed one, for exact replays.
+    dtype of ``delta``. ``effective_rank`` replaces the computed one, for exact replays. Raises DivergedError
+    where that dtype cannot hold the expert.
     """
     exact = delta.double()
     previous = None
@@ -69,4 +71,9 @@ def build_expert(
         effective_rank=used,
     )
     expert = LowRankExpert(A=(S[:, None] * V.mT).to(delta.dtype), B=U.to(delta.dtype).contiguous())
+    if not torch.isfinite(expert.A).all():
+        raise DivergedError(
+            f"expert: a task vector of norm {total**0.5:.3g} leaves the range of {delta.dtype}; "
+            "is it a checkpoint of this base?"
+        )
     return expert, energy

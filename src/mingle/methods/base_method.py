@@ -61,12 +61,21 @@ class Base:
         return self._narrowed(self.checkpoint.tensors(), self.backbone.skeleton(self.checkpoint))
 
     def _narrowed(self, tensors: Iterable[tuple[str, Tensor]], skeleton: nn.Module) -> dict[str, Tensor]:
-        """The tensors in the base's dtype, one after the other, but for what is never in half precision."""
+        """The tensors in the base's dtype, one after the other, but for what is never in half precision.
+
+        Raises CheckpointError where float16 cannot hold one.
+        """
         wide = kept_wide(skeleton, self.dtype)
-        return {
-            name: tensor.to(torch.float32 if wide & set(name.split(".")) else self.dtype)
-            for name, tensor in tensors
-        }
+        found = {}
+        for name, tensor in tensors:
+            found[name] = tensor.to(torch.float32 if wide & set(name.split(".")) else self.dtype)
+            if self.dtype == torch.float16 and not torch.isfinite(found[name]).all():
+                most = float(tensor.abs().max())
+                raise CheckpointError(
+                    f"{self.checkpoint.source}: {name}: values up to {most:.3g}, but float16 ends at 65504; "
+                    "use bfloat16 or float32"
+                )
+        return found
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,8 @@ def _sign(folder: Path) -> None:
     }
     # On a full disk the message to others is less precise; the lock holds all the same.
     with suppress(OSError):
+        # What lies there may be a link to another file.
+        (folder / HOLDER_FILE).unlink(missing_ok=True)
         (folder / HOLDER_FILE).write_text(json.dumps(holder), encoding="utf-8")
 
 

@@ -6,10 +6,11 @@ another run unnoticed. ``sha256`` covers what the manifest says, and only the on
 is accepted: no byte is free. Hashes find accidents; they are no signature.
 """
 
+import errno
 import hashlib
 import json
 import math
-import re
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -17,12 +18,12 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from mingle.errors import RunDamagedError, RunError, RunSchemaError
+from mingle.files import NAME_PATTERN, is_plain_name, read_bytes
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "mingle.json"
 STEP_JSON = "step.json"
 TENSORS_SUFFIX = ".safetensors"
-NAME_PATTERN = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"
 
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME_PATTERN}$")]
 # The files of a step never leave its folder, whatever a manifest from elsewhere says.
@@ -43,6 +44,8 @@ class FileEntry(_Record):
     @classmethod
     def of_file(cls, path: Path) -> Self:
         """The entry of a file of any size; raises OSError."""
+        if not path.is_file():  # a device would be read for ever
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         with path.open("rb") as file:
             return cls(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=file.tell())
 
@@ -108,13 +111,15 @@ class Manifest(_Record):
         """
         path = folder / MANIFEST_FILE
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
         except (FileNotFoundError, NotADirectoryError):
             raise RunError(
                 f"{folder}: not a run, it holds no {MANIFEST_FILE}; check the path or create the run first"
             ) from None
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        except ValueError as error:
+            raise RunDamagedError(f"{path}: {error}; {_RESTORE}") from error
         return cls.from_bytes(data, path)
 
     @classmethod
@@ -212,7 +217,7 @@ def require_vacant(folder: Path) -> None:
 
 def check_name(name: str, what: str) -> None:
     """Refuse a name that is not also a safe file name; raises RunError."""
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not is_plain_name(name):
         raise RunError(
             f"{what}: expected 1 to 100 of the characters A-Z a-z 0-9 . _ - without a leading dot, "
             f"found {name!r}; choose another name"

@@ -14,20 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
-from mingle.errors import CheckpointError, ConfigError, UnknownNameError
+from mingle.errors import CheckpointError, ConfigError, RunError, UnknownNameError, translated
 from mingle.layers import Placement
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
+from mingle.state.run_config import Header, check_stored
 from mingle.state.run_folder import RunFolder
-from mingle.state.stored_step import append_step, copy_run, portable, read_step, resolved
+from mingle.state.stored_step import append_step, copy_run, portable, read_step, resolved, step_info
 from mingle.suites import RawSamples, load_samples, locate, suite_part
 from mingle.weights import Checkpoint, check_against, check_finite
 
 POOL_LIMIT, SAMPLES_PER_CLASS = 1000, 10
-"""Seeds are drawn from at most this many samples of a source, or this many for every class of the task where
-that is more, chosen at random before they are read.
-"""
+"""Seeds come from at most so many samples of a source, or so many a class if that is more, chosen unread."""
 
 PREDICT_BATCH = 64
 
@@ -40,6 +39,7 @@ class MergeRun:
     """
 
     def __init__(self, folder: RunFolder, base: str | Path | None = None) -> None:
+        check_stored(Header, dict(folder.manifest.header), f"{folder.path}: header")
         self._folder = folder
         self._base_source = base
 
@@ -205,7 +205,7 @@ class MergeRun:
     def info(self, task: str) -> dict[str, Any]:
         """What is stored about a task's step: checkpoint, versions, report. Raises UnknownNameError."""
         self._require(task)
-        return self._folder.info(self.tasks.index(task))
+        return step_info(self._folder, self.tasks.index(task))
 
     def size_bytes(self) -> int:
         """Size of the run on disk."""
@@ -224,10 +224,11 @@ class MergeRun:
         read in that precision, then placed. Raises ConfigError for devices that cannot be.
         """
         state = self.state if steps is None else self.state.prefix(steps)
-        if placement is None:
-            return copy.deepcopy(self.method.model(state, task))
-        base = replace(state.base, dtype=placement.dtype or state.base.dtype)
-        return placement.place(self.method.model(replace(state, base=base), task))
+        if placement is not None:
+            state = replace(state, base=replace(state.base, dtype=placement.dtype or state.base.dtype))
+        with translated(RunError, f"{self.path}: what is stored and the base give no model"):
+            model = self.method.model(state, task)
+        return copy.deepcopy(model) if placement is None else placement.place(model)
 
     def copy(self, path: str | Path, *, base: str | None = None, progress: Progress = silent) -> Self:
         """The run in a new folder, without paths of this machine; ``base`` replaces the stored source of it.
@@ -262,8 +263,10 @@ class MergeRun:
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
         batches = (self.backbone.prepare(part, self.base.checkpoint) for part in parts)
         moved = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
-        found = [self.backbone.probabilities(self.backbone.features(model, batch), head) for batch in moved]
-        return torch.cat(found).cpu(), head.classes
+        with translated(RunError, f"{self.path}: task {task!r}: model and head do not work on these samples"):
+            features = (self.backbone.features(model, batch) for batch in moved)
+            found = torch.cat([self.backbone.probabilities(part, head) for part in features]).cpu()
+        return found, head.classes
 
     def _require(self, task: str) -> None:
         if task not in self.tasks:

@@ -22,10 +22,10 @@ from typing import Any, NoReturn
 import torch
 
 from mingle.errors import RunDamagedError, RunError, TaskExistsError
+from mingle.files import NAME_PATTERN
 from mingle.state.lock import explained, hold, replace_file, sync_folder, write_file
 from mingle.state.manifest import (
     MANIFEST_FILE,
-    NAME_PATTERN,
     SCHEMA_VERSION,
     STEP_JSON,
     TENSORS_SUFFIX,

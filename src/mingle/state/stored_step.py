@@ -10,9 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from mingle.backbones import Head
+from mingle.errors import RunDamagedError
+from mingle.files import exists, expanded
 from mingle.methods import Step
 from mingle.methods.base_method import Progress
 from mingle.provenance import machine, versions
+from mingle.state.run_config import StepInfo, check_stored
 from mingle.state.run_folder import RunFolder
 from mingle.weights import Checkpoint
 
@@ -39,9 +42,18 @@ class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
         return sum(1 for _ in self)
 
 
+def step_info(folder: RunFolder, index: int) -> dict[str, Any]:
+    """``step.json`` of the step at ``index``. Raises RunDamagedError for one that no method wrote."""
+    info, name = folder.info(index), folder.manifest.steps[index].name
+    check_stored(StepInfo, info, f"{folder.path}: step.json of {name!r}")
+    if info["task"] != name:
+        raise RunDamagedError(f"{folder.path}: step {name!r}: expected its own task, found {info['task']!r}")
+    return info
+
+
 def read_step(folder: RunFolder, index: int) -> Step:
     """The step at ``index``; its tensors are read, and checked, when they are asked for."""
-    info = folder.info(index)
+    info = step_info(folder, index)
     head = None
     if info["classes"] is not None:
         head = Head(tuple(info["classes"]), dict(folder.read(index, HEAD)))
@@ -84,7 +96,7 @@ def copy_run(folder: RunFolder, path: Path, base: str, progress: Progress) -> Ru
     steps = folder.manifest.steps
     for index, step in enumerate(steps):
         tensors = {stem: folder.read(index, stem) for stem in folder.stems(index)}
-        info = folder.info(index)
+        info = step_info(folder, index)
         for part in (info["checkpoint"], info["report"].get("seeds", {})):
             part.update({key: public_name(part[key]) for key in ("source",) if key in part})
         copied = copied.append(step.name, tensors, info, summary=step.summary)
@@ -101,8 +113,8 @@ def public_name(source: str) -> str:
 
 def portable(source: str | Path, run: Path) -> str:
     """A local source relative to the run, so that both can move together; any other as it is."""
-    path = Path(source).expanduser()
-    return os.path.relpath(path.resolve(), run.resolve()) if path.exists() else str(source)
+    path = expanded(source)
+    return os.path.relpath(path.resolve(), run.resolve()) if exists(path) else str(source)
 
 
 def resolved(source: str, run: Path) -> str | Path:

@@ -1,22 +1,50 @@
 """A suite in one folder: the shipped ones, and a user's own."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import torch
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mingle.backbones import Samples
+from mingle.config import Options
 from mingle.errors import ConfigError
+from mingle.files import NAME_PATTERN, exists, read_json
 from mingle.suites.base_samples import load_samples
 from mingle.suites.base_suite import SUITES, Suite
 
 SUPPORTED_SCHEMA = 1
+
+# Base and tasks are folders in the suite's own, whoever wrote the description.
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME_PATTERN}$")]
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("every task once")
+    return names
+
+
+class _Description(Options):
+    """What is read of ``suite.json``; it may say more."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    name: str
+    backbone: str
+    base: Name
+    tasks: Annotated[tuple[Name, ...], Field(strict=False, min_length=1), AfterValidator(_distinct)]
+    base_accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    individual_accuracy: dict[str, Accuracy] = Field(default_factory=dict)
+    license: str | None = None
+    licenses: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,7 +65,7 @@ class FolderSuite(Suite):
         """``suite.json``. Raises ConfigError when it is missing, damaged or of a newer schema."""
         path = self.folder / "suite.json"
         try:
-            value: object = json.loads(path.read_text("utf-8"))
+            value = read_json(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: not a readable suite description ({error})") from error
         if not isinstance(value, dict):
@@ -49,6 +77,7 @@ class FolderSuite(Suite):
         missing = [key for key in ("name", "backbone", "base", "tasks") if key not in value]
         if missing:
             raise ConfigError(f"{path}: does not say {', '.join(map(repr, missing))}")
+        _Description.parse(value, str(path))
         return value
 
     @property
@@ -81,7 +110,7 @@ class FolderSuite(Suite):
         if self._is_text(task):
             return self._labelled_texts(task, "test")
         data = self._data(task, "test_images", "test_labels", "seed_images")
-        return data["test_images"], data["test_labels"]
+        return self._labelled(task, data["test_images"], data["test_labels"])
 
     def seeds(self, task: str) -> Samples:
         """Unlabelled images uint8 (M, 3, H, W) or texts that are in neither training nor test data."""
@@ -96,7 +125,7 @@ class FolderSuite(Suite):
         if not self._file(task, ".train").exists():
             super().train(task)
         data = self._data(task, "train_images", "train_labels", part=".train")
-        return data["train_images"], data["train_labels"]
+        return self._labelled(task, data["train_images"], data["train_labels"])
 
     def missing(self, tasks: Iterable[str]) -> list[str]:
         """Model folders and data files that are not there."""
@@ -121,6 +150,14 @@ class FolderSuite(Suite):
             raise ConfigError(f"{found.source}: expected a label in every line, found none")
         return found.samples, found.labels
 
+    def _labelled(self, task: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if images.dim() != 4 or labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ConfigError(
+                f"{self.folder}: data of task {task!r}: expected images (N, 3, H, W) and int64 labels (N,), "
+                f"found {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
+            )
+        return images, labels
+
     def _file(self, task: str, part: str = "") -> Path:
         return self.checkpoint(task).parent / "data" / f"{task}{part}.safetensors"
 
@@ -141,4 +178,4 @@ class FolderSuite(Suite):
 def open_suite(source: str | Path) -> Suite:
     """A suite by name, or the folder of one's own (see FolderSuite). Raises UnknownNameError."""
     folder = Path(source)
-    return FolderSuite(folder) if (folder / "suite.json").exists() else SUITES.get(str(source))
+    return FolderSuite(folder) if exists(folder / "suite.json") else SUITES.get(str(source))

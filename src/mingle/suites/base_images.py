@@ -1,23 +1,27 @@
 """Image files, opened when they are looked at."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import overload
 
 from PIL import Image
 
-from mingle.errors import SeedsError
+from mingle.errors import SeedsError, translated
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What a file may be, whatever it is called: Pillow would run Ghostscript on an EPS that is called .png."""
 
 
 def open_image(path: Path) -> Image.Image:
     """One image as RGB. Raises SeedsError for what is not an image, or one that is absurdly large."""
-    try:
-        with Image.open(path) as image:
+    with translated(SeedsError, f"{path}: not a readable image"), warnings.catch_warnings():
+        # Pillow refuses only what is twice as large as it warns of.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
-    except (OSError, Image.DecompressionBombError, Image.DecompressionBombWarning, ValueError) as error:
-        raise SeedsError(f"{path}: not a readable image ({error})") from error
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -1,11 +1,9 @@
 """Samples from image folders, array files, suites or memory, with a hash for each."""
 
 import hashlib
-import json
 import random
 import re
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mingle.backbones import Samples
-from mingle.errors import SeedsError
+from mingle.errors import SeedsError, translated
+from mingle.files import DATA_LIMIT, exists, expanded, parse_json, read_text
 from mingle.suites.base_images import IMAGE_SUFFIXES, LazyImages, image_files, open_image
 from mingle.suites.base_suite import Suite, suite_part
 
 IMAGE_KEYS = ("images", "seed_images", "pixel_values", "x")
 LABEL_KEYS = ("labels", "y")
-DAMAGED_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+UNPACKED = 2**28
+"""Bytes that any archive may unpack to; more only up to ``RATIO`` times its own size."""
+
+RATIO = 50
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def load_samples(
     ``limit``: of more samples than that, a random choice by ``seed``; files are chosen before they are read.
     Raises SeedsError.
     """
-    if isinstance(source, str | Path) and Path(source).expanduser().is_dir():
-        return _not_empty(_image_folder(Path(source).expanduser(), limit, seed))
+    if isinstance(source, str | Path) and exists(source) and expanded(source).is_dir():
+        return _not_empty(_image_folder(expanded(source), limit, seed))
     found = _not_empty(source if isinstance(source, RawSamples) else _load(source, scored=scored))
     chosen = _choice(len(found.samples), limit, seed)
     return found if chosen is None else found.take(chosen)
@@ -109,8 +110,8 @@ def _load(source: str | Path | Samples, *, scored: bool) -> RawSamples:
     part = suite_part(str(source))
     if part is not None:
         return suite_samples(*part, scored=scored)
-    path = Path(source).expanduser()
-    if not path.exists():
+    path = expanded(source)
+    if not exists(path):
         raise SeedsError(
             f"{source}: no such file or folder; expected images, .safetensors, .npz, .jsonl or suite:task"
         )
@@ -161,29 +162,24 @@ def _image_folder(folder: Path, limit: int | None, seed: int) -> RawSamples:
         files = [files[i] for i in chosen]
     nested = bool(files) and all(f.parent.parent == folder for f in files)
     names = tuple(f.parent.name for f in files) if nested else None
-    return RawSamples([open_image(f) for f in files], label_names=names, source=str(folder))
+    return RawSamples(LazyImages.of_files(files), label_names=names, source=str(folder))
 
 
 def _text_file(path: Path) -> RawSamples:
     """One JSON object per line: ``text`` and, where there is one, ``label`` (an index)."""
     try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+        lines = read_text(path, DATA_LIMIT).split("\n")
+        rows = [parse_json(line) for line in lines if line.strip()]
         texts = [str(row["text"]) for row in rows]
         labels = torch.tensor([int(row["label"]) for row in rows]) if rows and "label" in rows[0] else None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
         raise SeedsError(f'{path}: expected lines like {{"text": "…", "label": 0}} ({error!r})') from error
     return RawSamples(texts, labels, source=str(path))
 
 
 def _array_file(path: Path) -> RawSamples:
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-        else:
-            arrays = load_file(path)
-    except (SafetensorError, OSError, ValueError, TypeError, *DAMAGED_ARCHIVE) as error:
-        raise SeedsError(f"{path}: not a readable array file ({error})") from error
+    with translated(SeedsError, f"{path}: not a readable array file"):
+        arrays = _unpacked(path) if path.suffix == ".npz" else load_file(path)
     images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
     if images is None:
         raise SeedsError(
@@ -193,8 +189,27 @@ def _array_file(path: Path) -> RawSamples:
         raise SeedsError(f"{path}: expected images (N, 3, H, W) or (N, H, W, 3), found {tuple(images.shape)}")
     if images.shape[-1] == 3 and images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2).contiguous()
-    labels = next((arrays[key].long() for key in LABEL_KEYS if key in arrays), None)
-    return RawSamples(images, labels, source=str(path))
+    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
+    if labels is not None and (labels.shape != images.shape[:1] or not _whole(labels)):
+        raise SeedsError(
+            f"{path}: expected one whole number per image as labels ({len(images)}), found "
+            f"{tuple(labels.shape)}, {labels.dtype}"
+        )
+    return RawSamples(images, None if labels is None else labels.long(), source=str(path))
+
+
+def _whole(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex())
+
+
+def _unpacked(path: Path) -> dict[str, Tensor]:
+    """The arrays of an archive. Raises ValueError for one that unpacks to far more than it is."""
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > max(UNPACKED, RATIO * path.stat().st_size):
+        raise ValueError(f"unpacks to {size >> 20} MB, more than {RATIO} times its size")
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
 def _not_empty(samples: RawSamples) -> RawSamples:

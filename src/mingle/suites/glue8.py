@@ -1,7 +1,6 @@
 """Eight GLUE tasks for Flan-T5-base, each as a prompt and an answer in words."""
 
 import csv
-import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from mingle.backbones import Head
 from mingle.config import Options, read_yaml
 from mingle.errors import ConfigError
+from mingle.files import DATA_LIMIT, parse_json, read_text
 from mingle.suites.base_recipe import RECIPES, HubData, HubModel, RecipeSuite
 
 SCORES = tuple(f"{tenth / 10:.1f}" for tenth in range(51))
@@ -119,10 +119,10 @@ class GlueSuite(RecipeSuite):
 def read_rows(file: Path) -> Iterable[Mapping[str, Any]]:
     """Rows of a ``.jsonl`` or ``.tsv`` file by column. Raises ConfigError."""
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = read_text(file, DATA_LIMIT).split("\n")
         if file.suffix == ".tsv":
             return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [parse_json(line) for line in lines if line.strip()]
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{file}: rows not readable ({error})") from error
     odd = next((i for i, row in enumerate(rows, start=1) if not isinstance(row, dict)), None)

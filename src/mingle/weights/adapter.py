@@ -197,7 +197,7 @@ class Adapter(Checkpoint):
         if set(parts) != expected:
             return f"expected the parts {', '.join(sorted(expected))}, found {', '.join(sorted(parts))}"
         down, up, rank = parts["down"], parts["up"], self.settings.rank_of(module)
-        if down.shape[0] != rank or up.shape[1:2] != (rank,):
+        if rank < 1 or down.shape[:1] != (rank,) or up.shape[1:2] != (rank,):
             return (
                 f"A {_times(down)} and B {_times(up)} are not of rank {rank}, as adapter_config.json has it"
             )

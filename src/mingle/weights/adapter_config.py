@@ -41,6 +41,9 @@ WITHOUT_EFFECT = (
     # Settings of features that have a switch of their own, at values that are never empty.
     *("megatron_core", "qalora_group_size"),
 )
+REPEATS = re.compile(r"[*+{]")
+REPEATED_GROUP = re.compile(r"\)[*+{]")
+MOST_REPEATS = 4
 WAY_OUT = "merge it into its base with PEFT's merge_and_unload(), and pass the model that this saves"
 
 
@@ -91,7 +94,7 @@ class LoraSettings:
                 bool(values.get("fan_in_fan_out")),
                 bool(values.get("lora_bias")),
             )
-        except (TypeError, ValueError, AttributeError, re.error) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
             raise CheckpointError(
                 f"{path}: r, lora_alpha, rank_pattern and alpha_pattern: expected numbers, or numbers by "
                 f"regular expression of the module's name ({error})"
@@ -108,7 +111,14 @@ class LoraSettings:
 
 
 def _by_module(values: Any, kind: type[Number]) -> dict[re.Pattern[str], Number]:  # noqa: ANN401 – of a file
-    return {re.compile(rf"(?:.*\.)?(?:{p})$"): kind(v) for p, v in (values or {}).items()}
+    return {re.compile(rf"(?:.*\.)?(?:{_quick(p)})$"): kind(v) for p, v in (values or {}).items()}
+
+
+def _quick(pattern: str) -> str:
+    """Refuses a pattern that can take for ever on a long name. Raises ValueError."""
+    if len(REPEATS.findall(pattern)) > MOST_REPEATS or REPEATED_GROUP.search(pattern):
+        raise ValueError(f"{pattern!r:.80} repeats too much")
+    return pattern
 
 
 def _matching(patterns: Mapping[re.Pattern[str], Number], module: str, default: Number) -> Number:

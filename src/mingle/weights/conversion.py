@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +27,9 @@ INDEX, NEW_INDEX = "pytorch_model.bin.index.json", "model.safetensors.index.json
 KNOWN = ("pytorch_model.bin", "adapter_model.bin")
 BESIDES = ("training_args.bin", "optimizer", "scheduler", "rng_state", "scaler")
 """What trainers leave beside a model: pickles without weights."""
+
+REPEATED, SMALL = 16, 2**20
+"""How many times the size of a file, or of a megabyte, its tensors may have as tensors of their own."""
 
 COPIED = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken")
 HUB_FILES = (*(f"*{suffix}" for suffix in COPIED), *(f"*{suffix}" for suffix in PICKLES))
@@ -126,10 +130,11 @@ def _move(stage: Path, goal: Path, *, new: bool) -> None:
 def _unpickle(file: Path) -> object:
     """What the restricted unpickler reads, on the CPU. Raises CheckpointError: what it stopped at."""
     try:
+        archive = zipfile.is_zipfile(file)
+        if archive:
+            _check_stored(file)
         # Only files of torch ≥ 1.6 are archives, which can be mapped instead of read.
-        found: object = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None
-        )
+        found: object = torch.load(file, map_location="cpu", weights_only=True, mmap=archive or None)
     except Exception as error:  # whatever the unpickler makes of an arbitrary file
         foreign = _foreign(file, error)
         if foreign:
@@ -141,6 +146,14 @@ def _unpickle(file: Path) -> object:
         reason = " ".join(str(error).split()).partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"{file}: not a pickle of weights that can be read ({reason})") from error
     return found
+
+
+def _check_stored(file: Path) -> None:
+    """PyTorch never compresses what it saves; what unpacks to more than the file was made to harm."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > file.stat().st_size:
+        raise ValueError(f"an archive that unpacks to {size} bytes, more than it has")
 
 
 def _foreign(file: Path, error: Exception) -> list[str]:
@@ -157,22 +170,32 @@ def _write(file: Path, target: Path, key: str | None) -> _Part:
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
+    room = REPEATED * max(file.stat().st_size, SMALL)
     for name, value in weights.items():
         if not isinstance(value, Tensor):
             continue
-        if value.layout != torch.strided or value.is_quantized:
-            kind = "quantised" if value.is_quantized else str(value.layout)
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "quantised" if value.is_quantized else "empty" if value.is_meta else str(value.layout)
             raise CheckpointError(f"{file}: {name!r} is {kind}, expected a dense tensor; convert it first")
         storage = value.untyped_storage()
         same = (storage.data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype)
         if value.numel() and first.setdefault(same, name) != name:
             shared[name] = first[same]
             continue
+        room -= value.nbytes
+        if room < 0:
+            raise CheckpointError(
+                f"{file}: {name!r}: its tensors, views of the same memory, would be more than {REPEATED} "
+                "times as large as the file; save them as tensors of their own (clone), and convert that"
+            )
         # A view of memory that other tensors use, too, becomes a tensor of its own.
         whole = storage.nbytes() == value.nbytes and storage.data_ptr() not in storages
         tensors[name] = value.detach().contiguous() if whole else value.detach().clone().contiguous()
         storages.add(storage.data_ptr())
-    save_file(tensors, target, metadata={"format": "pt", **shared})
+    try:
+        save_file(tensors, target, metadata={"format": "pt", **shared})
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{file}: safetensors cannot hold its tensors ({error})") from error
     left_out = tuple(name for name, value in weights.items() if not isinstance(value, Tensor))
     return _Part(chosen, tuple(tensors), shared, left_out)
 
@@ -199,15 +222,26 @@ def _choose(file: Path, found: object, key: str | None) -> tuple[str, Mapping[st
     return chosen, candidates[chosen]
 
 
-def _dictionaries(value: object, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Dictionaries with names as keys that hold tensors and no further containers, by their dotted path."""
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+def _dictionaries(
+    value: object, path: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Dictionaries with names as keys that hold tensors and no further containers, by their dotted path.
+
+    One that is found in several places counts in the first.
+    """
+    seen = set() if seen is None else seen
+    if (
+        not isinstance(value, Mapping)
+        or not all(isinstance(name, str) for name in value)
+        or id(value) in seen
+    ):
         return
+    seen.add(id(value))
     nested = {n: v for n, v in value.items() if isinstance(v, Mapping | list | tuple | set)}
     if not nested and any(isinstance(v, Tensor) for v in value.values()):
         yield path, value
     for name, inner in nested.items():
-        yield from _dictionaries(inner, f"{path}.{name}" if path else name)
+        yield from _dictionaries(inner, f"{path}.{name}" if path else name, seen)
 
 
 def _listed(candidates: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mingle.errors import CheckpointError
+from mingle.files import exists, expanded
 from mingle.weights.adapter import Adapter
 from mingle.weights.adapter_config import ADAPTER_CONFIG, LoraSettings
 from mingle.weights.checkpoint import Canonical, Checkpoint, stored_in
@@ -42,7 +43,7 @@ def _check_base(file: Path, named: str, base: Checkpoint) -> None:
 
     A hub id and a path do not compare; two of a kind are the same where their last component is.
     """
-    kinds = (is_hub_id, lambda source: Path(source).expanduser().exists())
+    kinds = (is_hub_id, exists)
     if not any(kind(named) and kind(base.source) for kind in kinds):
         return
     known = {_last(base.source), _last(str(base.config.get("_name_or_path") or base.source))}
@@ -54,7 +55,7 @@ def _check_base(file: Path, named: str, base: Checkpoint) -> None:
 
 
 def _last(source: str) -> str:
-    path = source if is_hub_id(source) else Path(source).expanduser().resolve()
+    path = source if is_hub_id(source) else expanded(source).resolve()
     return Path(path).name.lower()
 
 

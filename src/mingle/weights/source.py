@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mingle import files
 from mingle.errors import CheckpointError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -15,17 +16,13 @@ HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.m
 def is_hub_id(source: str | Path) -> bool:
     """Whether there is no such path, and ``source`` may be ``owner/name`` on the hub."""
     text = str(source)
-    return (
-        not Path(source).expanduser().exists()
-        and text.count("/") == 1
-        and not text.startswith((".", "/", "~"))
-    )
+    return not files.exists(source) and text.count("/") == 1 and not text.startswith((".", "/", "~"))
 
 
 def local_path(source: str | Path, patterns: Sequence[str] = HUB_FILES) -> Path:
     """The folder or file; of a hub id, the folder that the hub's client keeps. Raises CheckpointError."""
-    path = Path(source).expanduser()
-    if path.exists():
+    path = files.expanded(source)
+    if files.exists(path):
         return path
     if not is_hub_id(source):
         raise CheckpointError(f"{source}: no such folder or file, and not a hub id of the form owner/name")
@@ -60,7 +57,7 @@ def _what_to_do(source: str, error: Exception) -> str:
 
 def weight_files(path: Path, stem: str = "model") -> list[Path]:
     """The safetensors files of a folder, or the file itself. Raises CheckpointError."""
-    if path.is_file():
+    if not path.is_dir():
         if path.suffix != ".safetensors":
             raise CheckpointError(_refusal(path))
         return [path]
@@ -82,14 +79,14 @@ def shards(index: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: expected an object 'weight_map' that names the shards")
     names = sorted({str(name) for name in weight_map.values()})
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if not files.is_plain_name(name)]
     if outside:
         raise CheckpointError(f"{index}: expected plain file names, found {', '.join(outside)}")
-    files = [index.parent / name for name in names]
-    missing = [file.name for file in files if not file.is_file()]
+    found = [index.parent / name for name in names]
+    missing = [file.name for file in found if not file.is_file()]
     if missing:
         raise CheckpointError(f"{index}: shards not found: {', '.join(missing)}")
-    return files
+    return found
 
 
 def _refusal(path: Path) -> str:
@@ -104,8 +101,8 @@ def _refusal(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object beside a checkpoint. Raises CheckpointError."""
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = files.read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
