@@ -210,7 +210,8 @@ class Export(Change):
     def prepare(self, folder):
         folder.mkdir()
         shutil.copytree(self.world.run(self.method, 2), folder / "run")
-        self.world.trace_once()
+        if self.target == "onnx":
+            self.world.trace_once()
         if self.force:
             export_run(self.world.open(self.world.run("average", 1)), "merged", folder / "out")
 
