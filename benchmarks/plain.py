@@ -1,5 +1,5 @@
-"""The released method written down plainly: full SVDs, a dense ``B A`` for every expert in every forward pass,
-the teacher asked at every step, all features kept in buffers.
+"""The released method written down plainly: full SVDs, a dense ``B A`` for every expert in every forward
+pass, the teacher asked at every step, all features kept in buffers.
 
 Only the formulas of the method; no code of the library. It is the yardstick of `cost.py`, and in float64 the
 library has to give the same numbers (tests/golden).

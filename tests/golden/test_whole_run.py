@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from benchmarks import plain
+
 from mingle.backbones.clip import Clip
 from mingle.methods import METHODS, Arrival, Base, SeedPool
 from mingle.methods._mingle_options import MingleReplay
