@@ -12,12 +12,12 @@ says how far they are apart.
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import plain
@@ -43,6 +43,8 @@ from mingle.layers import LowRankExpert, Placement, build_expert
 from mingle.subspace import SecondMoment, extend_basis
 
 GB = 2**30
+Factors = list[tuple[Tensor, Tensor]]
+"""(B, A) of every expert."""
 
 
 class Settings(NamedTuple):
@@ -85,16 +87,10 @@ def construction(given: Settings) -> Iterator[Row]:
     for count in (1, 4) if given.quick else wanted:
         earlier = {name: experts(shape, count - 1) for name, shape in BLOCK.items()}
         apart = max(_experts_apart(deltas[name], earlier[name]) for name in ("q", "fc1", "fc2"))
-        sides = {
-            "plain": partial(_each, plain.expert, deltas, earlier),
-            "ours": partial(_each, our_expert, deltas, earlier),
-        }
-        seconds = in_turn(sides, given)
-        note = f"{seconds['ours']:.2f} s a block; apart {apart:.0e}"
-        yield Row(f"construction, T = {count}", seconds["plain"] / seconds["ours"], wanted[count], note)
-
-
-Factors = list[tuple[Tensor, Tensor]]
+        made = {"plain": plain.expert, "ours": our_expert}
+        took = in_turn({side: partial(_each, make, deltas, earlier) for side, make in made.items()}, given)
+        note = f"{took['ours']:.2f} s a block; apart {apart:.0e}"
+        yield Row(f"construction, T = {count}", took["plain"] / took["ours"], wanted[count], note)
 
 
 def our_expert(
@@ -188,16 +184,14 @@ def subspaces(given: Settings) -> Iterator[Row]:
     seen = {name: layer_inputs(10_000, 3072 if name == "fc2" else 768) for name in readers}
     old = {name: basis(parts[0].shape[1], 8) for name, parts in seen.items()}
 
-    def theirs() -> list[Tensor]:
-        return [plain.subspace(seen[n], old[n]) for n, count in readers.items() for _ in range(count)]
+    def find(of: Callable[..., Tensor], every: Iterable[str]) -> list[Tensor]:
+        return [of(seen[name], old[name]) for name in every]
 
-    def ours() -> list[Tensor]:
-        return [our_subspace(seen[n], old[n]) for n in readers]
-
-    found = plain.subspace(seen["out"], old["out"])[:, -3:]
-    mine = our_subspace(seen["out"], old["out"])
-    apart = float((mine - found @ (found.mT @ mine)).norm())
-    took = in_turn({"plain": theirs, "ours": ours}, given)
+    theirs, mine = plain.subspace(seen["out"], old["out"])[:, -3:], our_subspace(seen["out"], old["out"])
+    apart = float((mine - theirs @ (theirs.mT @ mine)).norm())
+    asked = [name for name, count in readers.items() for _ in range(count)]
+    sides = {"plain": partial(find, plain.subspace, asked), "ours": partial(find, our_subspace, readers)}
+    took = in_turn(sides, given)
     note = f"{took['ours']:.2f} s a block; apart {apart:.0e}"
     yield Row("subspace", took["plain"] / took["ours"], "3.5, aim 7", note)
 
@@ -242,8 +236,9 @@ def inference(given: Settings) -> Iterator[Row]:
 
 
 def peak() -> float:
-    """Largest resident memory of this process so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
+    """Largest resident memory of this process so far, in GB; getrusage would count its parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / GB
 
 
 def memory_of(side: str, blocks: int, answer: Connection) -> None:
@@ -268,8 +263,8 @@ def memory(given: Settings) -> Iterator[Row]:
     found = {}
     for side in ("plain", "ours"):
         answer, question = multiprocessing.Pipe(duplex=False)
-        arguments = (side, given.blocks, question)
-        process = multiprocessing.get_context("spawn").Process(target=memory_of, args=arguments)
+        spawn = multiprocessing.get_context("spawn").Process
+        process = spawn(target=memory_of, args=(side, given.blocks, question))
         process.start()
         found[side] = answer.recv()
         process.join()

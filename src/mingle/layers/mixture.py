@@ -120,7 +120,7 @@ class MixtureLinear(nn.Module):
 
     def _merged(self, gates: Tensor) -> Tensor:
         """``W0 + Σ g_i B_i A_i`` (d_out, d_in) for the gates (T,) of a batch."""
-        weight = self.linear.get_parameter("weight")
+        weight: Tensor = self.linear.get_parameter("weight")
         weight = weight.mT if is_transposed(self.linear) else weight
         return torch.addmm(weight, self.B * gates.index_select(0, self.task_of_rank), self.A)
 

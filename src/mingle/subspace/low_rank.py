@@ -72,7 +72,8 @@ def _wide_svd(matrix: Tensor, keep: int) -> Factors:
 
 def _gram_directions(matrix: Tensor, keep: int) -> Tensor:
     """The leading right singular vectors: eigenvectors of ``MᵀM``, largest first."""
-    return torch.linalg.eigh(matrix.mT @ matrix).eigenvectors.flip(-1)[:, :keep]
+    vectors: Tensor = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors
+    return vectors.flip(-1)[:, :keep]
 
 
 def svd_of_factors(B: Tensor, A: Tensor) -> Factors:
