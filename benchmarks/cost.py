@@ -4,10 +4,10 @@
     python benchmarks/cost.py --quick    # one repetition, fewer numbers of tasks, two of the twelve blocks
     python benchmarks/cost.py --only step memory --repetitions 5 --wall
 
-ViT-B/32 shapes, random weights, rank 64, CPU, two threads. Each row is a ratio of medians, its sides measured
-in turn in one process: processor time of all threads, which a busy machine hardly changes, or with --wall the
-clock. Peak memory comes from one new process for each side. Where both sides compute the same numbers the row
-says how far they are apart.
+ViT-B/32 shapes, random weights, rank 64, CPU, two threads unless --threads says otherwise. Each row is a
+ratio of medians, its sides measured in turn in one process: processor time of all threads, which a busy machine
+hardly changes, or with --wall the clock. Peak memory comes from one new process for each side. Where both
+sides compute the same numbers the row says how far they are apart.
 """
 
 import argparse
@@ -290,9 +290,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wall", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     clock = time.perf_counter if given.wall else time.process_time
     repetitions, blocks = (1, 2) if given.quick else (given.repetitions, given.blocks)
     print(f"{'what':<62} {'ratio':>6}  {'at least':<14} note")
