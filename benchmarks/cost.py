@@ -5,9 +5,9 @@
     python benchmarks/cost.py --only step memory --repetitions 5 --wall
 
 ViT-B/32 shapes, random weights, rank 64, CPU, two threads unless --threads says otherwise. Each row is a
-ratio of medians, its sides measured in turn in one process: processor time of all threads, which a busy machine
-hardly changes, or with --wall the clock. Peak memory comes from one new process for each side. Where both
-sides compute the same numbers the row says how far they are apart.
+ratio of medians, its sides measured in turn in one process: processor time of all threads, which a busy
+machine hardly changes, or with --wall the clock. Peak memory comes from one new process for each side. Where
+both sides compute the same numbers the row says how far they are apart.
 """
 
 import argparse
