@@ -253,14 +253,16 @@ def test_one_weight_for_a_batch_computes_what_the_branch_does(tokens, gradient, 
         mixture.linear = conv.requires_grad_(False)
     x = draw(99, 2, tokens, D_IN).requires_grad_(gradient)
     with torch.set_grad_enabled(gradient):
-        assert mixture._one_weight_is_cheaper(x) == (tokens == 40 or (tokens == 2 and not gradient))
+        assert mixture._one_weight_is_cheaper(x, mixture.gate(mixture.pool(x))) == (
+            tokens == 40 or (tokens == 2 and not gradient)
+        )
         torch.testing.assert_close(mixture(x), dense(x), **EXACT)
 
 
 def test_gradients_through_one_weight_are_right():
     mixture, dense = pair(reduction="batch", ranks=(6, 9, 6), trainable=True)
     x = draw(99, 2, 40, D_IN).requires_grad_()
-    assert mixture._one_weight_is_cheaper(x)
+    assert mixture._one_weight_is_cheaper(x, mixture.gate(mixture.pool(x)))
     found = torch.autograd.grad(mixture(x).square().sum(), [x, mixture.gate.new_weight])
     B, _, c, delta = dense.experts[-1]
     w = mixture.gate.new_weight.detach().clone().requires_grad_()

@@ -94,7 +94,7 @@ class MixtureLinear(nn.Module):
         # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
         per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2))
         y: Tensor
-        if self._one_weight_is_cheaper(x):
+        if self._one_weight_is_cheaper(x, gates):
             bias: Any = self.linear.bias
             y = linear(x, self._merged(gates[0]), bias)
         elif used < self.tasks and len(gates):
@@ -106,14 +106,14 @@ class MixtureLinear(nn.Module):
             y = y + (gates @ self.delta_bias).reshape(*per_sample, len(self.B))
         return y
 
-    def _one_weight_is_cheaper(self, x: Tensor) -> bool:
+    def _one_weight_is_cheaper(self, x: Tensor, gates: Tensor) -> bool:
         # A traced model serves batches of any size; a weight that accelerate keeps elsewhere is its Linear's.
         weight = self.linear.get_parameter("weight")
         if self.gate.reduction != "batch" or torch.compiler.is_compiling() or weight.device != x.device:
             return False
         tokens, ranks, (d_out, d_in) = x.numel() // x.shape[-1], len(self.A), (len(self.B), x.shape[-1])
         branch, merged = tokens * ranks * (d_in + d_out), ranks * d_in * d_out
-        if not torch.is_grad_enabled():
+        if not gates.requires_grad:
             return branch > merged
         # A gradient costs either as much again, and the one weight its own.
         return 2 * branch > 2 * merged + tokens * d_in * d_out
