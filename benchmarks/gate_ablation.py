@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from mingle.evaluation import accuracy, scored_tasks
-from mingle.layers import Gate, mixtures
+from mingle.layers import Gate, Placement, mixtures
 from mingle.state import MergeRun
 from mingle.suites import open_suite
 
@@ -62,12 +62,13 @@ def main() -> None:
     given = arguments.parse_args()
     run = MergeRun.open(given.run)
     tests = scored_tasks(open_suite(given.suite), run.tasks, run.base, given.samples)
-    for name, switch in SWITCHES.items():
+    few = {f"the {k} strongest experts": k for k in (1, 2, 4) if k < len(run.tasks)}
+    for name in (*SWITCHES, *few):
         found = []
         for own, step in enumerate(run.state.steps):
-            model = run.model()
+            model = run.model(placement=Placement(strongest=few.get(name)))
             for _, layer in mixtures(model):
-                switch(layer.gate, own)
+                SWITCHES.get(name, keep_all)(layer.gate, own)
             if step.head is not None:
                 found.append(100 * accuracy(run.backbone, model, step.head, tests[step.task]))
         print(f"{name:<32}", *(f"{a:5.1f}" for a in found), f"  mean {sum(found) / len(found):.1f}")

@@ -54,10 +54,8 @@ def perturbed(tensors, seed, scale=0.05):
     return {n: t + scale * torch.randn(t.shape, generator=generator) for n, t in sorted(tensors.items())}
 
 
-@pytest.fixture(scope="session")
-def zoo(tmp_path_factory):
-    """Folder with ``base`` and checkpoints ``task1`` … ``task4`` of a tiny random CLIP vision tower."""
-    root = tmp_path_factory.mktemp("zoo")
+def write_zoo(root):
+    """A folder with ``base`` and checkpoints ``task1`` … ``task4`` of a tiny random CLIP vision tower."""
     torch.manual_seed(0)
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(**CONFIG))
     model.save_pretrained(root / "base")
@@ -66,6 +64,12 @@ def zoo(tmp_path_factory):
     for seed in range(1, 5):
         write_checkpoint(root / f"task{seed}", perturbed(tensors, seed), config, seed)
     return root
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory):
+    """What ``write_zoo`` writes. Read only."""
+    return write_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture
@@ -83,11 +87,9 @@ def images():
     )
 
 
-@pytest.fixture(scope="session")
-def shared_suite(zoo, tmp_path_factory):
-    """The tiny zoo as a suite folder of a user's own: three tasks, random data. Read only."""
-    folder = tmp_path_factory.mktemp("suite")
-    (folder / "data").mkdir()
+def write_suite(folder, zoo):
+    """The tiny zoo as a suite folder of a user's own: three tasks, random data."""
+    (folder / "data").mkdir(parents=True)
     tasks = ["task1", "task2", "task3"]
     for name in ["base", *tasks]:
         (folder / name).symlink_to(zoo / name)
@@ -102,3 +104,9 @@ def shared_suite(zoo, tmp_path_factory):
     description = {"name": "own", "schema": 1, "backbone": "clip", "tasks": tasks, "base": "base"}
     (folder / "suite.json").write_text(json.dumps(description))
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_suite(zoo, tmp_path_factory):
+    """What ``write_suite`` writes. Read only."""
+    return write_suite(tmp_path_factory.mktemp("suite"), zoo)

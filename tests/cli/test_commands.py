@@ -1,7 +1,9 @@
 """The command line as a user meets it: real processes of the same program, exit codes, one-line errors."""
 
 import json
+import os
 import shutil
+import threading
 
 import pytest
 import torch
@@ -207,3 +209,37 @@ def test_convert(call, tmp_path):
     assert code == 1
     assert err.startswith(f"mingle: {tmp_path}/old/model.safetensors: already there; open that")
     assert "restricted unpickler" in call("convert", "--help")[1]
+
+
+def test_waiting_for_another_writer(call, run, zoo, seeds):
+    """Who waits is told for whom, and goes on with the run as it is then; who gives up is told so."""
+    held, release = threading.Event(), threading.Event()
+
+    def write():
+        opened = MergeRun.open(run)
+        with opened.lock():
+            held.set()
+            release.wait(30)
+            opened.undo()
+
+    other = threading.Thread(target=write)
+    other.start()
+    assert held.wait(30)
+    says = f"mingle: {run}: process {os.getpid()} on "
+    for command in (("undo", run), ("add", run, zoo / "task3", "--seeds", seeds)):
+        code, out, err = call(*command)
+        assert (code, out) == (1, "")
+        assert err.startswith(says)
+        assert "waiting for" not in err
+    code, _, err = call("undo", run, "--wait", 0.1)
+    assert code == 1
+    first, second = err.splitlines()
+    assert first.startswith(says)
+    assert first.endswith("waiting for up to 0.1 s")
+    assert second.startswith(says)
+    assert "(waited 0.1 s); wait until that is done" in second
+    threading.Timer(0.3, release.set).start()
+    code, out, err = call("undo", run, "--wait", 60)
+    other.join()
+    assert (code, out) == (0, "task1: undone; left: none\n")
+    assert "waiting for up to 60 s" in err

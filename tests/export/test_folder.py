@@ -1,13 +1,16 @@
 """An export is there whole or not at all, and takes nobody's place."""
 
+import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mingle.errors import ConfigError, ExportError, UnknownNameError
+from mingle.errors import ConfigError, ExportError, RunDamagedError, UnknownNameError
 from mingle.export import TARGETS, export_run
-from mingle.export.folder import check_files, new_folder
+from mingle.export.folder import check_files, file_names, new_folder
+from tests.state.interruption import Interruption
 
 
 def test_it_takes_the_place_of_an_earlier_export_only_when_told(averaged, tmp_path):
@@ -44,6 +47,13 @@ def test_a_failure_leaves_what_was_there(averaged, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.fixture
+def no_swap(monkeypatch):
+    """A system that cannot swap two names in one instant."""
+    monkeypatch.setattr("mingle.export.folder.exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("no_swap")
 def test_an_export_that_cannot_take_the_place_leaves_the_earlier_one(averaged, tmp_path, monkeypatch):
     out, rename = tmp_path / "out", Path.rename
     content = export_run(averaged, "merged", out)
@@ -60,6 +70,7 @@ def test_an_export_that_cannot_take_the_place_leaves_the_earlier_one(averaged, t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.usefixtures("no_swap")
 def test_the_next_export_makes_good_what_a_killed_one_left(averaged, tmp_path, monkeypatch):
     out, rename = tmp_path / "out", Path.rename
     content = export_run(averaged, "merged", out)
@@ -81,6 +92,49 @@ def test_the_next_export_makes_good_what_a_killed_one_left(averaged, tmp_path, m
         export_run(averaged, "hf", out)
     assert check_files(out) == content
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are swapped on Linux")
+def test_the_place_is_never_empty(averaged, tmp_path, monkeypatch):
+    """Where names can be swapped, an export is there at every instant of being replaced."""
+    out, rename = tmp_path / "out", Path.rename
+    export_run(averaged, "merged", out)
+
+    def watched(path, target):
+        assert out not in (path, target), "taken away, or put where nothing is"
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    content = export_run(averaged, "hf", out, force=True)
+    assert check_files(out) == content
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_every_name_is_synced_before_the_export_takes_its_place(averaged, tmp_path):
+    """What a power cut could tear apart if the order were another."""
+    with pytest.MonkeyPatch.context() as patch:
+        points = Interruption(patch).points
+        export_run(averaged, "hf", tmp_path / "out", options={"with_base": True})
+    moved = points.index(("rename", ".out.export.new"))
+    synced = {name for kind, name in points[:moved] if kind == "fsync"}
+    parts = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert {*parts, ".out.export.new"} <= synced
+    assert ("fsync", tmp_path.name) in points[moved:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_of_any_file_is_found_and_named(averaged, tmp_path, seed):
+    out = tmp_path / "out"
+    export_run(averaged, "merged", out)
+    rng = random.Random(seed)
+    for name in file_names(out):
+        data = bytearray(original := (out / name).read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (out / name).write_bytes(data)
+        with pytest.raises((RunDamagedError, ExportError), match=name):
+            check_files(out)
+        (out / name).write_bytes(original)
+    check_files(out)
 
 
 def test_two_exports_to_one_place_do_not_meet(tmp_path):

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from benchmarks import plain
 
 from mingle.backbones.clip import Clip
 from mingle.methods import METHODS, Arrival, Base, SeedPool
 from mingle.methods._mingle_options import MingleReplay
-
-from . import naive_run as naive
 
 RANK, STEPS, LR = 4, 8, 1e-2
 
@@ -24,7 +23,7 @@ def plain_model(base):
     for group in base.backbone.groups(model, "full"):
         for name in group.linears:
             linear = model.get_submodule(name)
-            layers[name] = naive.NaiveMixture(linear.weight, linear.bias)
+            layers[name] = plain.PlainMixture(linear.weight, linear.bias)
             model.set_submodule(name, layers[name])
     return model, layers
 
@@ -42,13 +41,12 @@ def replay_of(layers, task, generator):
     return MingleReplay(gates=gates, seeds=seeds, batches=batches)
 
 
-def naive_step(model, layers, groups, bases, base, arrival, replay):
+def plain_step(model, layers, groups, bases, base, arrival, replay):
     backbone, head = base.backbone, arrival.head
     for name, layer in layers.items():
         delta = arrival.checkpoint.tensor(f"{name}.weight", torch.float64) - base.tensors[f"{name}.weight"]
-        previous = sum(layer.deltas) if layer.deltas else None
-        B, A = naive.expert(delta, previous, RANK)
-        layer.deltas.append(B @ A)
+        B, A, _ = plain.expert(delta, layer.experts, RANK)
+        layer.experts.append((B, A))
         weight, bias = replay.gates[name]
         layer.w.append(weight.clone().requires_grad_())
         layer.c.append(bias.double().clone().requires_grad_())
@@ -61,18 +59,17 @@ def naive_step(model, layers, groups, bases, base, arrival, replay):
     def classify(f):
         return backbone.classify(f, head)
 
-    with torch.no_grad():
-        targets = classify(features(teacher, pixels))
-    losses = naive.distill(
-        model, layers, features, bases, targets, pixels, replay.batches, classify, lr=LR, beta=0.99, gamma=1.0
+    training = plain.Distillation(
+        layers, bases, lambda x: classify(features(model, x)), lambda x: classify(features(teacher, x)), LR
     )
+    losses = [training.step(pixels[batch]) for batch in replay.batches]
     for layer in layers.values():
         layer.w[-1], layer.c[-1] = layer.w[-1].detach(), layer.c[-1].detach()
         layer.record = True
     with torch.no_grad():
         features(model, pixels)
     for group in groups:
-        new = naive.subspace(layers[group.name], bases[group.name], 3)
+        new = plain.subspace(layers[group.name].seen, bases[group.name])
         for name in group.linears:
             bases[name] = new
     for layer in layers.values():
@@ -96,7 +93,7 @@ def test_reference_run_equals_the_plain_method(double_base, zoo, images):
         replay = replay_of(layers, task, generator)
         pool = SeedPool({"pixel_values": pixels})
         arrival = Arrival(task, checkpoint, backbone.head(checkpoint), pool, replay=replay)
-        losses = naive_step(model, layers, groups, bases, base, arrival, replay)
+        losses = plain_step(model, layers, groups, bases, base, arrival, replay)
         state = method.update(state, arrival)
         step = state.steps[-1]
         torch.testing.assert_close(
@@ -107,7 +104,8 @@ def test_reference_run_equals_the_plain_method(double_base, zoo, images):
             torch.testing.assert_close(gates[f"{name}.weight"], layer.w[-1], atol=1e-9, rtol=0)
             torch.testing.assert_close(gates[f"{name}.bias"], layer.c[-1], atol=1e-9, rtol=0)
             product = step.tensors["experts"][f"{name}.B"] @ step.tensors["experts"][f"{name}.A"]
-            torch.testing.assert_close(product, layer.deltas[-1], atol=1e-9, rtol=0)
+            B, A = layer.experts[-1]
+            torch.testing.assert_close(product, B @ A, atol=1e-9, rtol=0)
     for group in groups:
         ours = torch.cat([s.tensors["subspace"][group.name] for s in state.steps], dim=1)
         theirs = bases[group.name]
@@ -116,3 +114,27 @@ def test_reference_run_equals_the_plain_method(double_base, zoo, images):
         ours, theirs = method.model(state)(pixels).image_embeds, model(pixels).image_embeds
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
     assert (ours - base.model()(pixels).image_embeds).abs().max() > 1e-3
+
+
+def test_gates_per_sample_equal_the_plain_layer(double_base, zoo, images):
+    base, backbone = double_base, double_base.backbone
+    method = METHODS.get("mingle").with_preset("static", {"rank": RANK})
+    state = method.init(base)
+    for task in ("task1", "task2", "task3"):
+        state = method.update(state, Arrival(task, backbone.open(zoo / task)))
+    ours, (model, layers) = method.model(state), plain_model(base)
+    generator = torch.Generator().manual_seed(4)
+    for name, layer in layers.items():
+        mixture = ours.get_submodule(name)
+        mixture.gate.weight.copy_(torch.randn(mixture.gate.weight.shape, generator=generator))
+        layer.reduction = "sample"
+        layer.w, layer.c = list(mixture.gate.weight), list(mixture.gate.bias)
+        layer.experts = [
+            (step.tensors["experts"][f"{name}.B"], step.tensors["experts"][f"{name}.A"])
+            for step in state.steps
+        ]
+    pixels = backbone.prepare(images[:5], base.checkpoint)["pixel_values"].double()
+    with torch.no_grad():
+        expected = model(pixels).image_embeds
+        torch.testing.assert_close(ours(pixels).image_embeds, expected, atol=1e-9, rtol=0)
+        assert (expected - base.model()(pixels).image_embeds).abs().max() > 1e-3

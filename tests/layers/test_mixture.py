@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.functional import linear as plain_linear
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
 
 from mingle.layers import Gate, LowRankExpert, MixtureLinear
 
@@ -235,3 +237,65 @@ def test_dtype_of_the_linear_is_the_dtype_of_everything():
     mixture.gate.append(draw(4, D_IN), draw(5))
     assert {t.dtype for t in mixture.state_dict().values()} == {torch.float32, torch.int64}
     assert mixture(draw(6, 2, D_IN).float()).dtype == torch.float32
+
+
+# --- gates of a batch as one weight
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 40])
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_one_weight_for_a_batch_computes_what_the_branch_does(tokens, gradient, transposed):
+    mixture, dense = pair(reduction="batch", delta_bias=True, ranks=(1, 1, 1), trainable=True)
+    if transposed:
+        conv = Conv1D(D_OUT, D_IN)
+        conv.weight, conv.bias = nn.Parameter(mixture.linear.weight.mT), mixture.linear.bias
+        mixture.linear = conv.requires_grad_(False)
+    x = draw(99, 2, tokens, D_IN).requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient):
+        assert mixture._one_weight_is_cheaper(x, mixture.gate(mixture.pool(x))) == (
+            tokens == 40 or (tokens == 2 and not gradient)
+        )
+        torch.testing.assert_close(mixture(x), dense(x), **EXACT)
+
+
+def test_gradients_through_one_weight_are_right():
+    mixture, dense = pair(reduction="batch", ranks=(6, 9, 6), trainable=True)
+    x = draw(99, 2, 40, D_IN).requires_grad_()
+    assert mixture._one_weight_is_cheaper(x, mixture.gate(mixture.pool(x)))
+    found = torch.autograd.grad(mixture(x).square().sum(), [x, mixture.gate.new_weight])
+    B, _, c, delta = dense.experts[-1]
+    w = mixture.gate.new_weight.detach().clone().requires_grad_()
+    dense.experts[-1] = (B, w, c, delta)
+    expected = torch.autograd.grad(dense(x).square().sum(), [x, w])
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+# --- the strongest experts only
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("reduction", ["sample", "batch"])
+@pytest.mark.parametrize("used", [1, 2, 3, 9])
+def test_strongest_experts_are_those_with_the_largest_gates(shape, reduction, used):
+    mixture, _ = pair(delta_bias=True, reduction=reduction)
+    x = draw(99, *shape)
+    gates = mixture.gate(mixture.pool(x))
+    order = gates.abs().argsort(dim=1, descending=True)
+    expected = mixture.linear(x).detach().clone()
+    rows = expected.reshape(len(gates), -1, D_OUT)
+    for n, sample in enumerate(x.reshape(len(gates), -1, D_IN)):
+        for task in order[n, :used].tolist():
+            rank = mixture.task_of_rank == task
+            delta = sample @ mixture.A[rank].mT @ mixture.B[:, rank].mT + mixture.delta_bias[task]
+            rows[n] += gates[n, task].detach() * delta
+    mixture.strongest = used
+    torch.testing.assert_close(mixture(x), expected, **EXACT)
+
+
+def test_strongest_experts_of_a_sample_do_not_depend_on_its_batch():
+    mixture, _ = pair()
+    mixture.strongest = 1
+    x = draw(99, 6, 4, D_IN)
+    torch.testing.assert_close(mixture(x), torch.cat([mixture(x[[i]]) for i in range(6)]), **EXACT)
+    assert mixture(x[:0]).shape == (0, 4, D_OUT)

@@ -108,6 +108,16 @@ def test_automatic_maps_respect_the_memory_that_is_given(run, batch, tmp_path):
     assert torch.equal(features(run, model, batch), expected)
 
 
+def test_strongest_experts_are_asked_for_and_all_is_the_default(run, batch):
+    expected = features(run, run.model(), batch)
+    every = features(run, run.model(placement=Placement(strongest=len(run.tasks))), batch)
+    assert torch.equal(every, expected)
+    one = run.model(placement=Placement(strongest=1))
+    assert 0 < (features(run, one, batch) - expected).norm() / expected.norm() < 0.5
+    with pytest.raises(ConfigError, match="expected at least 1 expert, found 0"):
+        Placement(strongest=0)
+
+
 def test_what_cannot_be_is_refused_in_one_line(run, batch, tmp_path):
     with pytest.raises(ConfigError, match=r"expected bfloat16, float16 or float32, found torch\.int8"):
         run.model(placement=Placement(dtype=torch.int8))

@@ -493,3 +493,16 @@ def test_double_precision_base_gives_a_double_precision_run(zoo, images):
         arrival = Arrival("task1", checkpoint, backbone.head(checkpoint), SeedPool(pixels))
         step = method.update(method.init(base), arrival).steps[0]
         assert {t.dtype for part in step.tensors.values() for t in part.values()} == {torch.float64}
+
+
+def test_bfloat16_trunk_trains_nearly_the_same_gates(merge):
+    exact, fast = (merge(build(trunk=trunk, steps=10), TASKS[:2]) for trunk in ("exact", "bfloat16"))
+    assert same(experts_of(exact), experts_of(fast))
+    for kind in ("gates", "subspace"):
+        ours, theirs = (state.steps[-1].tensors[kind] for state in (exact, fast))
+        assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
+        assert not same(ours, theirs)
+    ours, theirs = (torch.cat([t.reshape(-1) for t in gates_of(s).values()]) for s in (exact, fast))
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.95
+    losses = [torch.tensor(state.steps[-1].report["losses"]) for state in (exact, fast)]
+    torch.testing.assert_close(*losses, rtol=0.05, atol=1e-3)

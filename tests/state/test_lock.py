@@ -42,9 +42,10 @@ def holder(run):
 
 def test_another_process_keeps_writers_out(run, holder):
     before = snapshot(run.path)
-    says = rf"process {holder.pid} on \S+ \(since \d{{4}}-.*\) is writing to this run; wait"
-    for change in (run.undo, lambda: append(run, 3), lambda: run.lock(0.1).__enter__()):
-        with pytest.raises(RunLockedError, match=says):
+    says = rf"process {holder.pid} on \S+ \(since \d{{4}}-.*\) is writing to this run"
+    waiting = lambda: run.lock(0.1).__enter__()  # noqa: E731
+    for change, waited in ((run.undo, ""), (lambda: append(run, 3), ""), (waiting, r" \(waited 0.1 s\)")):
+        with pytest.raises(RunLockedError, match=f"{says}{waited}; wait"):
             change()
     assert snapshot(run.path) == before
     assert_step(RunFolder.open(run.path), 1, 2)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mingle.subspace import effective_rank, numerical_rank, polar, svd_of_factors, truncated_svd
 
 from .. import naive
-from .strategies import factor_pairs, gaussian, matrices, seeds, with_spectrum
+from .strategies import factor_pairs, gaussian, matrices, orthonormal, seeds, with_spectrum
 
 PRECISION = {torch.float32: 2e-6, torch.float64: 1e-9}
 
@@ -64,6 +64,63 @@ def test_truncated_svd_of_the_transpose_swaps_the_sides(matrix, rank):
     # Where singular values are tied at the cut, either choice is right; the error is the same.
     errors = [torch.linalg.norm(m - dense(f)) for m, f in ((matrix, one), (matrix.mT, two))]
     torch.testing.assert_close(errors[0], errors[1], atol=1e-8, rtol=0)
+
+
+# --- wide matrices, in float32 where that is exact enough
+
+N = 544
+SPECTRA = {
+    "flat": [1.0] * N,
+    "power law": [(i + 1) ** -0.6 for i in range(N)],
+    "steep": [0.9**i for i in range(N)],
+    "low rank": [1.0, 0.5, 0.25],
+    "zero": [],
+}
+
+
+def wide(spectrum, shape):
+    """With exactly these singular values, fast."""
+    return with_spectrum(3, *shape, spectrum) if spectrum else torch.zeros(shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("shape", [(N, N), (N + 60, N), (N, N + 60)])
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+def test_float32_guess_leaves_no_error_of_its_own(spectrum, shape, scale):
+    exact = wide(SPECTRA[spectrum], shape)
+    matrix = (exact * scale).float()
+    found = truncated_svd(matrix, 8)
+    assert {part.dtype for part in found} == {torch.float32}
+    singular = torch.tensor([*SPECTRA[spectrum][:8], *[0.0] * 8][:8], dtype=torch.float64)
+    torch.testing.assert_close(found.S.double() / scale, singular, atol=2e-6, rtol=0)
+    real = found.S > 0
+    assert torch.equal(real, singular > 0)
+    assert_orthonormal(found.U, real, 2e-6)
+    assert_orthonormal(found.V, real, 2e-6)
+    error = torch.linalg.norm(exact - dense(found) / scale)
+    best = torch.tensor(SPECTRA[spectrum][8:], dtype=torch.float64).norm()
+    torch.testing.assert_close(error, best, atol=1e-5, rtol=1e-6)
+    if spectrum in ("power law", "steep"):
+        slow = truncated_svd(matrix.double(), 8)
+        torch.testing.assert_close(dense(found) / scale, dense(slow) / scale, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("ranks", "kind"), [(40, "plain"), (40, "repeated"), (N + 9, "plain"), (40, "zero")])
+def test_svd_of_wide_factors_is_the_svd_of_their_product(ranks, kind):
+    B, A = orthonormal(1, N + 30, ranks) if ranks < N else gaussian(1, N + 30, ranks), gaussian(2, ranks, N)
+    if kind == "repeated":
+        B, A = torch.cat([B, B], dim=1), torch.cat([A, A])
+    if kind == "zero":
+        A = A * 0
+    U, S, V = svd_of_factors(B, A)
+    product = B @ A
+    size = float(torch.linalg.norm(product)) or 1.0
+    torch.testing.assert_close(torch.linalg.svdvals(product)[: len(S)], S, atol=1e-7 * size, rtol=0)
+    torch.testing.assert_close(U * S @ V.mT, product, atol=1e-9 * size, rtol=0)
+    real = torch.arange(len(S)) < numerical_rank(S)
+    assert int(real.sum()) == min(ranks, N) * (kind != "zero")
+    assert_orthonormal(U[:, real], real[real], 1e-9)
+    assert_orthonormal(V[:, real], real[real], 1e-9)
 
 
 def test_truncated_svd_gives_the_same_bits_twice():

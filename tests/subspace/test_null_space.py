@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mingle.subspace import NullSpaceProjector, SecondMoment, extend_basis
-from mingle.subspace.null_space import DENSE_LIMIT
+from mingle.subspace.null_space import DENSE_LIMIT, PANEL
 
 from .. import naive
 from .strategies import gaussian, orthonormal, seeds, with_spectrum
@@ -37,6 +37,17 @@ def test_streaming_equals_the_batch(seed, rows, width, augmented, data):
     full = torch.cat([x, torch.ones(rows, 1, dtype=x.dtype)], dim=1) if augmented else x
     torch.testing.assert_close(streamed.matrix, full.mT @ full, **EXACT)
     assert streamed.count == rows
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_a_moment_in_panels_is_the_whole_matrix(augmented):
+    x = gaussian(1, 30, 2 * PANEL + 5)
+    full = torch.cat([x, torch.ones(30, 1, dtype=x.dtype)], dim=1) if augmented else x
+    moment = SecondMoment(x.shape[1], augmented=augmented, dtype=x.dtype)
+    moment.add(x[:10])
+    moment.add(x[10:])
+    torch.testing.assert_close(moment.matrix, full.mT @ full, **EXACT)
+    assert torch.equal(moment.matrix, moment.matrix.mT)
 
 
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (3, 4, 6), (2, 3, 4, 6)])

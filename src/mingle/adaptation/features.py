@@ -33,7 +33,7 @@ def second_moments(
     tokens (the layer's mask) do not count.
     """
     moments = {
-        name: SecondMoment(layer.A.shape[1], augmented=augmented, dtype=layer.A.dtype)
+        name: SecondMoment(layer.A.shape[1], augmented=augmented, dtype=layer.gate.weight.dtype)
         for name, layer in layers.items()
     }
 

@@ -45,7 +45,7 @@ def _clear(folder: Path) -> None:
     from mingle.errors import ConfigError
 
     for path in folder.iterdir() if folder.exists() else ():
-        if path.suffix != ".json" and not (path / "mingle.json").exists():
+        if path.suffix not in (".json", ".tmp") and not (path / "mingle.json").exists():
             raise ConfigError(f"{path}: not of an earlier demo; choose another folder with --out")
         path.unlink() if path.is_file() else shutil.rmtree(path)
 

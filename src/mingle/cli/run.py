@@ -1,12 +1,16 @@
 """Commands that create, extend, read and check a run."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show
+
+if TYPE_CHECKING:
+    from mingle.state import MergeRun
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Track = Annotated[
@@ -16,6 +20,9 @@ Track = Annotated[
 Templates = Annotated[
     Path | None,
     typer.Option(help="Prompts around the class names, {} stands for the name  [default: a photo of a {}.]."),
+]
+Wait = Annotated[
+    float, typer.Option(min=0, help="Seconds to wait for another process that is writing to the run.")
 ]
 BaseNow = Annotated[str | None, typer.Option("--base", help="Where the base is now, if it has moved.")]
 
@@ -68,18 +75,19 @@ def add(
     templates: Templates = None,
     base: BaseNow = None,
     track: Track = None,
+    wait: Wait = 0,
     json: Json = False,
 ) -> None:
     """Merge one more checkpoint. A failure or a kill at any moment leaves the run as it was."""
     from mingle.backbones import read_names
-    from mingle.state import MergeRun
     from mingle.tracking import open_tracker, track_step
 
-    opened = MergeRun.open(run, base=base)
     names = read_names(classes) if classes else None
     prompts = read_names(templates) if templates else None
-    follow = open_tracker(track, opened) if track else nullcontext()
-    with follow as tracker, progress_bar() as progress:
+    with ExitStack() as stack:
+        opened = stack.enter_context(_alone(run, wait, base=base))
+        tracker = stack.enter_context(open_tracker(track, opened) if track else nullcontext())
+        progress = stack.enter_context(progress_bar())
         step = opened.add(
             checkpoint,
             name=name,
@@ -155,14 +163,32 @@ def verify(run: RunFolder, json: Json = False) -> None:
     raise typer.Exit(1 if problems else 0)
 
 
-def undo(run: RunFolder, json: Json = False) -> None:
+def undo(run: RunFolder, wait: Wait = 0, json: Json = False) -> None:
     """Drop the newest step; the run is then as it was before that task."""
-    from mingle.state import MergeRun
-
-    opened = MergeRun.open(run, check_files=False)
-    task = opened.undo()
+    with _alone(run, wait, check_files=False) as opened:
+        task = opened.undo()
     left = ", ".join(opened.tasks) or "none"
     show({"undone": task, "tasks": list(opened.tasks)}, f"{task}: undone; left: {left}", as_json=json)
+
+
+@contextmanager
+def _alone(
+    run: Path, wait: float, *, base: str | None = None, check_files: bool = True
+) -> Iterator["MergeRun"]:
+    """The run as it is once no other process writes to it. Raises RunLockedError after ``wait`` seconds."""
+    from mingle.errors import RunLockedError
+    from mingle.state import MergeRun
+
+    waiting = MergeRun.open(run, check_files=False)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(waiting.lock())
+        except RunLockedError as error:
+            if not wait:
+                raise
+            typer.echo(f"mingle: {error} … waiting for up to {wait:g} s", err=True)
+            stack.enter_context(waiting.lock(wait))
+        yield MergeRun.open(run, base=base, check_files=check_files)
 
 
 def _describe(report: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Folders of exports: written whole or not at all, with the hash of every file in ``export.json``."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from mingle.errors import ExportError, RunDamagedError, RunLockedError
-from mingle.state.lock import hold, sync_folder, write_file
+from mingle.state.lock import exchange, hold, sync_folder, write_file
 from mingle.state.manifest import FileEntry, read_json, readable_json
 
 EXPORT_FILE = "export.json"
 CARD_FILE = "README.md"
-SCHEMA = 1
+SCHEMA = 2
 OLDER = "older"
 
 
@@ -37,10 +38,7 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
                 new.mkdir()
                 yield new
                 _require_room(out, force=force)
-                if out.exists():
-                    out.rename(work / OLDER)
-                new.rename(out)
-                sync_folder(out.parent)
+                _take_place(out, new, work)
             finally:
                 _settle(out, new, work)
                 shutil.rmtree(work, ignore_errors=True)
@@ -53,6 +51,26 @@ def new_folder(out: Path, *, force: bool) -> Iterator[Path]:
         ) from error
 
 
+def _take_place(out: Path, new: Path, work: Path) -> None:
+    """Moves ``new`` to ``out``, in one instant where names can be swapped; or leaves all as it was."""
+    written = new.stat().st_ino
+    try:
+        if not out.exists():
+            new.rename(out)
+        elif not exchange(new, out):
+            out.rename(work / OLDER)
+            new.rename(out)
+        sync_folder(out.parent)
+    except BaseException:
+        # What failed may have been the sync afterwards, with the new export already in place.
+        if out.exists() and out.stat().st_ino == written:
+            if new.exists():
+                exchange(new, out)
+            else:
+                out.rename(new)
+        raise
+
+
 def _settle(out: Path, new: Path, work: Path) -> None:
     """Puts an earlier export back where none has taken its place, and removes what is left over."""
     older = work / OLDER
@@ -63,18 +81,27 @@ def _settle(out: Path, new: Path, work: Path) -> None:
 
 
 def seal(folder: Path, description: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes ``export.json``: the description, then size and sha256 of every file; returns its content.
+    """Writes ``export.json``: the description, size and sha256 of every file; returns its content.
 
-    The model card is left out: it may be edited.
+    A sha256 of its own covers the rest of it. The model card is left out: it may be edited.
     """
     files = {name: FileEntry.of_file(folder / name).model_dump() for name in file_names(folder)}
     files.pop(CARD_FILE, None)
     content = {"schema": SCHEMA, **description, "files": files}
-    write_file(folder / EXPORT_FILE, [readable_json(content, EXPORT_FILE)])
+    write_file(folder / EXPORT_FILE, [_signed(content)])
     for name in file_names(folder):
         with (folder / name).open("rb+") as file:
             os.fsync(file.fileno())
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            sync_folder(path)
     return content
+
+
+def _signed(content: Mapping[str, Any]) -> bytes:
+    """The bytes of ``export.json``, with the sha256 of what they are without it."""
+    digest = hashlib.sha256(readable_json(content, EXPORT_FILE)).hexdigest()
+    return readable_json({**content, "sha256": digest}, EXPORT_FILE)
 
 
 def check_files(folder: Path) -> dict[str, Any]:
@@ -84,9 +111,15 @@ def check_files(folder: Path) -> dict[str, Any]:
         raise ExportError(
             f"{folder}: holds no {EXPORT_FILE}; write it with: mingle export RUN --to hf --out FOLDER"
         )
-    content = read_json(path.read_bytes(), path)
+    data = path.read_bytes()
+    content = read_json(data, path)
     if content.get("schema") != SCHEMA:
-        raise ExportError(f"{path}: expected schema {SCHEMA}, found {content.get('schema')}; update mingle")
+        raise ExportError(
+            f"{path}: expected schema {SCHEMA}, found {content.get('schema')}; export again with this mingle"
+        )
+    content.pop("sha256", None)
+    if data != _signed(content):
+        raise RunDamagedError(f"{path}: altered, its sha256 is that of another content; export again")
     try:
         files = {name: FileEntry.model_validate(stored) for name, stored in content["files"].items()}
     except (KeyError, AttributeError, ValidationError) as error:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mingle.errors import DivergedError
-from mingle.subspace import Projection, project_delta, svd_of_factors, truncated_svd
+from mingle.subspace import WIDE, Factors, Projection, project_delta, svd_of_factors, truncated_svd
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,22 @@ def build_expert(
 ) -> tuple[LowRankExpert, Energy]:
     """The expert of a task vector: project D off ``P = Σ B_i A_i``, then the rank-r truncated SVD.
 
-    ``D' ≈ Ũ Σ̃ Ṽᵀ``, ``B = Ũ``, ``A = Σ̃ Ṽᵀ`` (arXiv 2505.11883). Computed in float64, returned in the
-    dtype of ``delta``. ``effective_rank`` replaces the computed one, for exact replays. Raises DivergedError
-    where that dtype cannot hold the expert.
+    ``D' ≈ Ũ Σ̃ Ṽᵀ``, ``B = Ũ``, ``A = Σ̃ Ṽᵀ`` (arXiv 2505.11883). Computed in float64 but for
+    wide float32 matrices (`truncated_svd`), returned in the dtype of ``delta``. ``effective_rank`` replaces
+    the computed one, for exact replays. Raises DivergedError where that dtype cannot hold the expert.
     """
-    exact = delta.double()
+    # Wide float32 matrices are exact enough as they are, see truncated_svd.
+    wide = delta.dtype == torch.float32 and min(delta.shape) >= WIDE
+    exact = delta if wide else delta.double()
     previous = None
     if earlier and projection != "none":
         stacked_b = torch.cat([e.B.double() for e in earlier], dim=1)
         stacked_a = torch.cat([e.A.double() for e in earlier], dim=0)
-        previous = svd_of_factors(stacked_b, stacked_a)
+        found = svd_of_factors(stacked_b, stacked_a)
+        previous = Factors(found.U.to(exact), found.S, found.V.to(exact))
     projected, used = project_delta(exact, previous, projection, effective_rank)
     U, S, V = truncated_svd(projected, rank)
-    total, left, kept = (float(t.square().sum()) for t in (exact, projected, S))
+    total, left, kept = (float(t.double().square().sum()) for t in (exact, projected, S))
     energy = Energy(
         total=total,
         kept=kept,

@@ -2,9 +2,13 @@
 
 Shapes: x (…, d_in) -> y (…, d_out); A (R, d_in) and B (d_out, R) are the stacked factors of all experts,
 R the sum of their ranks; gates (N, T).
+
+The experts are a branch beside the Linear: ``tokens · R (d_in + d_out)`` multiplications. Gates that a whole
+batch shares make one weight of it all where that is fewer: ``R · d_in · d_out``.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +35,11 @@ class MixtureLinear(nn.Module):
     ``linear`` is an nn.Linear or transformers' Conv1D. W0, b0 and all experts are frozen: no gradient of a
     weight is ever computed, and no dense ``B A`` is formed. Gradients flow through frozen gates and experts
     into x.
+
+    ``strongest``: how many experts a sample uses at most, those with the largest ``|g_i|``; None for all.
     """
+
+    strongest: int | None = None
 
     A: Tensor
     B: Tensor
@@ -75,14 +83,55 @@ class MixtureLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) -> (…, d_out)."""
-        y: Tensor = self.linear(x)
         if self.tasks == 0:
-            return y
-        gates: Tensor = self.gate(self.pool(x)).to(y.dtype)
+            plain: Tensor = self.linear(x)
+            return plain
+        gates: Tensor = self.gate(self.pool(x)).to(x.dtype)
+        used = self.tasks if self.strongest is None else min(self.strongest, self.tasks)
+        if used < self.tasks:
+            kept = gates.abs().topk(used, dim=1).indices
+            gates = torch.zeros_like(gates).scatter(1, kept, gates.gather(1, kept))
         # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
         per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2))
-        per_rank = gates.index_select(1, self.task_of_rank).reshape(*per_sample, len(self.A))
-        y = y + linear(linear(x, self.A) * per_rank, self.B)
+        y: Tensor
+        if self._one_weight_is_cheaper(x, gates):
+            bias: Any = self.linear.bias
+            y = linear(x, self._merged(gates[0]), bias)
+        elif used < self.tasks and len(gates):
+            y = self._grouped(x.reshape(len(gates), -1, x.shape[-1]), gates).reshape(*x.shape[:-1], -1)
+        else:
+            per_rank = gates.index_select(1, self.task_of_rank).reshape(*per_sample, len(self.A))
+            y = self.linear(x) + linear(linear(x, self.A) * per_rank, self.B)
         if self._has_delta_bias:
             y = y + (gates @ self.delta_bias).reshape(*per_sample, len(self.B))
+        return y
+
+    def _one_weight_is_cheaper(self, x: Tensor, gates: Tensor) -> bool:
+        # A traced model serves batches of any size; a weight that accelerate keeps elsewhere is its Linear's.
+        weight = self.linear.get_parameter("weight")
+        if self.gate.reduction != "batch" or torch.compiler.is_compiling() or weight.device != x.device:
+            return False
+        tokens, ranks, (d_out, d_in) = x.numel() // x.shape[-1], len(self.A), (len(self.B), x.shape[-1])
+        branch, merged = tokens * ranks * (d_in + d_out), ranks * d_in * d_out
+        if not gates.requires_grad:
+            return branch > merged
+        # A gradient costs either as much again, and the one weight its own.
+        return 2 * branch > 2 * merged + tokens * d_in * d_out
+
+    def _merged(self, gates: Tensor) -> Tensor:
+        """``W0 + Σ g_i B_i A_i`` (d_out, d_in) for the gates (T,) of a batch."""
+        weight: Tensor = self.linear.get_parameter("weight")
+        weight = weight.mT if is_transposed(self.linear) else weight
+        return torch.addmm(weight, self.B * gates.index_select(0, self.task_of_rank), self.A)
+
+    def _grouped(self, x: Tensor, gates: Tensor) -> Tensor:
+        """(N, tokens, d_in) -> (N, tokens, d_out); the samples that use an expert go through it together."""
+        y: Tensor = self.linear(x)
+        first = 0
+        for task, rank in enumerate(torch.bincount(self.task_of_rank, minlength=self.tasks).tolist()):
+            ranks = slice(first, first := first + rank)
+            samples = gates[:, task].nonzero().squeeze(1)
+            if len(samples):
+                inside = linear(x[samples], self.A[ranks]) * gates[samples, task, None, None]
+                y.index_add_(0, samples, linear(inside, self.B[:, ranks]))
         return y

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
+from mingle.layers.surgery import mixtures
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -26,20 +27,28 @@ class Placement:
     ``device_map``, ``max_memory``, ``offload_folder``: as in transformers' from_pretrained – ``auto``, a
     device, or a device (also ``cpu`` or ``disk``) for every part of the model. None: nothing is moved.
 
-    Raises ConfigError for another dtype.
+    ``strongest``: in every merged Linear a sample uses only so many experts, those with the largest gates;
+    faster, and not the same predictions. None: all of them.
+
+    Raises ConfigError for another dtype or no expert at all.
     """
 
     dtype: torch.dtype | None = None
     device_map: str | Mapping[str, int | str] | None = None
     max_memory: Mapping[int | str, int | str] | None = None
     offload_folder: str | Path | None = None
+    strongest: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *HALF, torch.float32):
             raise ConfigError(f"dtype: expected bfloat16, float16 or float32, found {self.dtype}")
+        if self.strongest is not None and self.strongest < 1:
+            raise ConfigError(f"strongest: expected at least 1 expert, found {self.strongest}")
 
     def place(self, model: nn.Module) -> nn.Module:
         """A model built in ``dtype``, changed in place. Raises ConfigError for a map that cannot be."""
+        for _, layer in mixtures(model):
+            layer.strongest = self.strongest
         if self.dtype in HALF:
             model.register_forward_pre_hook(_halve(self.dtype), with_kwargs=True)
             model.register_forward_hook(_widen)

@@ -6,6 +6,7 @@ the task adds to the protected basis U of the group.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mingle.adaptation import OBJECTIVES, GateGroup, adapt, draw_batches, second_moments, select_seeds
 from mingle.backbones import Batch, Head, Lesson, count, split, take
 from mingle.backbones.base_backbone import FORWARD_BATCH
-from mingle.layers import LinearGroup, MixtureLinear
+from mingle.layers import LinearGroup, MixtureLinear, Placement
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
 from mingle.methods._seed_samples import derived_generator, seed_report
@@ -53,7 +54,11 @@ def adapt_gates(
     """Distils the checkpoint into the newest gate rows, then collects the directions they rely on."""
     generator = derived_generator(arrival, len(state.steps))
     seeds = choose_seeds(state.base, arrival, options, replay, generator)
+    place = Placement(torch.bfloat16 if options.trunk == "bfloat16" else None)
+    if place.dtype is not None:
+        state = replace(state, base=replace(state.base, dtype=place.dtype))
     model, layers = open_gates(state, options, experts, generator, replay.gates or {})
+    place.place(model)
     batches = replay.batches
     if batches is None:
         batches = draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
@@ -188,7 +193,8 @@ def _distillation(
 
 
 def _basis(state: State, group: LinearGroup, layer: MixtureLinear, options: MingleOptions) -> Tensor:
-    empty = layer.A.new_zeros(layer.A.shape[1] + (options.gate_bias == "augmented"), 0)
+    # What gates are computed with, also where the layer itself is in half precision.
+    empty = layer.gate.weight.new_zeros(layer.A.shape[1] + (options.gate_bias == "augmented"), 0)
     return torch.cat([empty, *(step.tensors["subspace"][group.name] for step in state.steps)], dim=1)
 
 
@@ -206,7 +212,7 @@ def _gate_group(
 def _initial_gate(
     layer: MixtureLinear, options: MingleOptions, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    weight = layer.A.new_zeros(layer.A.shape[1])
+    weight = layer.gate.weight.new_zeros(layer.A.shape[1])
     if options.gate_init == "normal":
         weight = 0.01 * torch.randn(len(weight), generator=generator, dtype=weight.dtype)
     return weight, weight.new_zeros(())

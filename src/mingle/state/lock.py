@@ -4,6 +4,7 @@ The operating system holds the lock (``flock``), so it goes when its process doe
 holds it stands in a file of its own, for the error message only: nothing is decided by it.
 """
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -20,6 +21,7 @@ from mingle.errors import RunError, RunLockedError
 
 LOCK_FILE = ".mingle.lock"
 HOLDER_FILE = ".mingle.lock.json"
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
 
 
 @contextmanager
@@ -39,7 +41,8 @@ def hold(folder: Path, timeout: float = 0) -> Iterator[None]:
         lock.acquire(timeout=timeout)
     except Timeout:
         raise RunLockedError(
-            f"{folder}: {_holder(folder)} is writing to this run; "
+            f"{folder}: {_holder(folder)} is writing to this run"
+            f"{f' (waited {timeout:g} s)' if timeout > 0 else ''}; "
             "wait until that is done, or stop it, and try again"
         ) from None
     except OSError as error:
@@ -75,9 +78,12 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[str, in
     return digest.hexdigest(), size
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put ``data`` in place of the file at ``path`` in one instant; raises OSError."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def replace_file(path: Path, data: bytes, writer: str = "") -> None:
+    """Put ``data`` in place of the file at ``path`` in one instant; raises OSError.
+
+    ``writer`` keeps several apart that may write the same file at once, without a lock.
+    """
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
     temporary.unlink(missing_ok=True)
     try:
         write_file(temporary, [data])
@@ -103,17 +109,30 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one instant; False where the system or the file system cannot. Raises OSError."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False  # Linux alone has it
+    if swap(_HERE, os.fsencode(one.absolute()), _HERE, os.fsencode(other.absolute()), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number), str(one))
+
+
 @contextmanager
-def explained(folder: Path, action: str) -> Iterator[None]:
-    """Turn an OSError into a RunError that says what could not be done in ``folder``, and why."""
+def explained(folder: Path, action: str, kept: str = "the run is as it was") -> Iterator[None]:
+    """Turn an OSError into a RunError that says what could not be done in ``folder``, why, what remains."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free some space" if full else "check the disk and the permissions of the folder"
         raise RunError(
-            f"{folder}: could not {action} ({error.strerror or error}); the run is as it was; "
-            f"{advice} and try again"
+            f"{folder}: could not {action} ({error.strerror or error}); {kept}; {advice} and try again"
         ) from error
 
 

@@ -2,7 +2,8 @@
 
 The manifest names every file of a step with its size and sha256. Every step carries a chain hash over the
 chain before it and its own entry, starting from the header: no step can be altered, swapped or moved to
-another run unnoticed. ``sha256`` covers the manifest itself. Hashes find accidents; they are no signature.
+another run unnoticed. ``sha256`` covers what the manifest says, and only the one form in which it is written
+is accepted: no byte is free. Hashes find accidents; they are no signature.
 """
 
 import errno
@@ -78,8 +79,17 @@ class StepEntry(_Record):
             size = path.stat().st_size
             found = FileEntry.of_file(path) if content else entry.model_copy(update={"size": size})
         except OSError as error:
-            return unreadable(path, error)
+            return _unreadable(path, error)
         return entry.difference(path, found)
+
+    def read(self, path: Path) -> tuple[bytes, str | None]:
+        """The content of the file at ``path``, and one line on it if it is missing or altered."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            return b"", _unreadable(path, error)
+        found = FileEntry(sha256=_sha256(data), size=len(data))
+        return data, self.files[path.name].difference(path, found)
 
 
 class Manifest(_Record):
@@ -133,6 +143,9 @@ class Manifest(_Record):
             raise RunDamagedError(f"{path}: {where}: {first['msg']}; {_RESTORE}") from error
         if problem := manifest._inconsistency():
             raise RunDamagedError(f"{path}: {problem}; {_RESTORE}")
+        # Another spelling of the same values, 1E-3 say, has the same hash.
+        if data != manifest.to_bytes():
+            raise RunDamagedError(f"{path}: expected the bytes that mingle writes, found others; {_RESTORE}")
         return manifest
 
     def to_bytes(self) -> bytes:
@@ -182,7 +195,7 @@ class Manifest(_Record):
 _RESTORE = "the manifest was altered; restore it from a copy"
 
 
-def unreadable(path: Path, error: OSError) -> str:
+def _unreadable(path: Path, error: OSError) -> str:
     """One line on a file that is not there or cannot be read."""
     return f"{path}: expected a file, found none to read ({error.strerror}); restore the file from a copy"
 
@@ -190,6 +203,16 @@ def unreadable(path: Path, error: OSError) -> str:
 def step_folder(index: int, name: str) -> str:
     """The folder of the step at ``index`` (counted from 0)."""
     return f"{index + 1:04d}-{name}"
+
+
+def require_vacant(folder: Path) -> None:
+    """Refuse a folder that holds anything where a run is to begin; raises RunError."""
+    if (folder / MANIFEST_FILE).exists():
+        raise RunError(f"{folder}: already holds a run; open it, or choose another folder")
+    # Hidden files of ours: an interrupted create may be tried again.
+    ours = folder.is_dir() and all(item.name.startswith(".mingle.") for item in folder.iterdir())
+    if folder.exists() and not ours:
+        raise RunError(f"{folder}: expected a new or empty folder, found other files; choose another folder")
 
 
 def check_name(name: str, what: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,7 @@ from mingle.suites import RawSamples, load_samples, locate, suite_part
 from mingle.weights import Checkpoint, check_against, check_finite
 
 POOL_LIMIT, SAMPLES_PER_CLASS = 1000, 10
-"""Seeds are drawn from at most this many samples of a source, or this many for every class of the task where
-that is more, chosen at random before they are read.
-"""
+"""Seeds come from at most so many samples of a source, or so many a class if that is more, chosen unread."""
 
 PREDICT_BATCH = 64
 
@@ -67,6 +66,7 @@ class MergeRun:
         check_finite(checkpoint)
         opened.check()
         header = {
+            "id": uuid4().hex,  # no step of a run that was started alike fits into this one
             "method": method,
             "preset": preset,
             "options": chosen.options.model_dump(),
@@ -95,7 +95,7 @@ class MergeRun:
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """Method, preset, options, backbone, seed, base and versions, as stored at creation."""
+        """Id, method, preset, options, backbone, seed, base and versions, as stored at creation."""
         return self._folder.manifest.header
 
     @property

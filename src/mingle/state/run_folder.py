@@ -36,6 +36,7 @@ from mingle.state.manifest import (
     plain_json,
     read_json,
     readable_json,
+    require_vacant,
     step_folder,
 )
 from mingle.state.tensor_file import encode_tensors, open_tensors
@@ -67,10 +68,10 @@ class RunFolder:
         folder = Path(path)
         manifest = Manifest(schema_version=SCHEMA_VERSION, header=plain_json(header, "header"))
         with explained(folder, "create the run"):
-            _require_vacant(folder)
+            require_vacant(folder)
             folder.mkdir(parents=True, exist_ok=True)
             with hold(folder):
-                _require_vacant(folder)
+                require_vacant(folder)
                 try:
                     replace_file(folder / MANIFEST_FILE, manifest.to_bytes())
                     sync_folder(folder.parent)
@@ -177,8 +178,10 @@ class RunFolder:
     def info(self, index: int) -> dict[str, Any]:
         """The content of ``step.json`` of the step at ``index``; raises as `read` does."""
         step, path = self._locate(index, STEP_JSON)
-        self._check(step, path)
-        return read_json(path.read_bytes(), path)
+        data, problem = step.read(path)
+        if problem:
+            self._damaged(problem)
+        return read_json(data, path)
 
     def verify(self) -> list[str]:
         """Check every byte of the run as it stands on disk; returns one line per problem, [] if it is whole.
@@ -192,7 +195,8 @@ class RunFolder:
             problems.append(str(error))
         for step in run.manifest.steps:
             problems += step.problems(run._folder(step), content=True)
-        return problems
+        # What another process undid in the meantime is no damage.
+        return self.verify() if problems and run is not self and run._changed() else problems
 
     def lock(self, timeout: float = 0) -> AbstractContextManager[None]:
         """Keep other writers out, across several changes; see `mingle.state.lock.hold`."""
@@ -233,8 +237,11 @@ class RunFolder:
         self._check_unchanged()  # a step that another process undid is not damage
         raise RunDamagedError(problem)
 
+    def _changed(self) -> bool:
+        return Manifest.load(self.path).sha256 != self.manifest.sha256
+
     def _check_unchanged(self) -> None:
-        if Manifest.load(self.path).sha256 != self.manifest.sha256:
+        if self._changed():
             raise RunError(f"{self.path}: changed by another process; open it again")
 
     def _write_step(
@@ -259,7 +266,7 @@ class RunFolder:
             replace_file(self.path / MANIFEST_FILE, manifest.to_bytes())
         except BaseException:
             # What failed may have been the sync after the rename, with the new manifest already in place.
-            if Manifest.load(self.path).sha256 != self.manifest.sha256:
+            if self._changed():
                 self._put_back()
             self._remove_leftovers()
             raise
@@ -289,12 +296,3 @@ def _encoded(
     for stem in sorted(tensors):
         yield stem + TENSORS_SUFFIX, encode_tensors(tensors[stem], stem + TENSORS_SUFFIX)
     yield STEP_JSON, [readable_json(dict(info() if callable(info) else info), STEP_JSON)]
-
-
-def _require_vacant(folder: Path) -> None:
-    if (folder / MANIFEST_FILE).exists():
-        raise RunError(f"{folder}: already holds a run; open it, or choose another folder")
-    # Hidden files of ours: an interrupted create may be tried again.
-    ours = folder.is_dir() and all(item.name.startswith(".mingle.") for item in folder.iterdir())
-    if folder.exists() and not ours:
-        raise RunError(f"{folder}: expected a new or empty folder, found other files; choose another folder")

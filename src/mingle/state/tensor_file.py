@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,7 @@ DTYPES = {
 }
 """Names in the format, in the order in which its own writer lays tensors out: widest first."""
 
+Found = TypeVar("Found")
 _PLACE = {dtype: place for place, dtype in enumerate(DTYPES)}
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
 
@@ -60,33 +62,51 @@ def encode_tensors(
 def open_tensors(path: Path, check: Callable[[], object]) -> LazyTensors:
     """The tensors in the file at ``path``, read when they are asked for, and not kept.
 
-    ``check`` raises if the file is not what it should be; it is called once now, and again before a tensor
-    is read when the file has changed since. Raises RunError for a file that is no safetensors.
+    ``check`` raises if the file is not what it should be; it is called once now, and again where the file has
+    changed since a tensor was read. What was read of another file than the checked one is read again. Raises
+    RunError for a file that is no safetensors.
     """
     stamp: tuple[int, ...] = ()
 
-    def confirm() -> None:
+    def confirmed(work: Callable[[], Found]) -> Found:
         nonlocal stamp
-        found = path.stat() if path.exists() else None
-        now = (found.st_ino, found.st_size, found.st_mtime_ns) if found else ()
-        if now != stamp or not now:
-            check()
-            stamp = now
+        while True:
+            if (now := _stamp(path)) != stamp or not now:
+                check()
+                stamp = now
+            try:
+                found = work()
+            except (OSError, RunError):
+                if _stamp(path) == stamp:
+                    raise
+            else:
+                if _stamp(path) == stamp:
+                    return found
 
     def read(name: str) -> Tensor:
-        confirm()
         content = bytearray(places[name][1] - places[name][0])
-        with path.open("rb") as file:
-            file.seek(places[name][0])
-            if file.readinto(content) < len(content):
-                check()
+
+        def fill() -> None:
+            with path.open("rb") as file:
+                file.seek(places[name][0])
+                file.readinto(content)
+
+        confirmed(fill)
         shape, dtype = specs[name]
         flat = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)
         return flat.view(dtype).reshape(shape)
 
-    confirm()
-    specs, places = _layout(path)
+    specs, places = confirmed(lambda: _layout(path))
     return LazyTensors(specs, read)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when another file takes the name, or this one is written to; empty without a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _layout(path: Path) -> tuple[dict[str, Spec], dict[str, tuple[int, int]]]:

@@ -1,6 +1,7 @@
 """Linear algebra of the method: tensors in, tensors out."""
 
 from mingle.subspace.low_rank import (
+    WIDE,
     Factors,
     effective_rank,
     numerical_rank,
@@ -13,6 +14,7 @@ from mingle.subspace.projection import PROJECTIONS, Projection, project_delta
 
 __all__ = [
     "PROJECTIONS",
+    "WIDE",
     "Basis",
     "Factors",
     "NullSpaceProjector",

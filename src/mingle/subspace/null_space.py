@@ -17,6 +17,9 @@ Basis = Literal["rank_revealing", "qr"]
 DENSE_LIMIT = 64
 """Below this width a dense eigensolver is as fast as an iterative one."""
 
+PANEL = 768
+"""Columns of a second moment that are computed at once, from the panel's diagonal on; M is symmetric."""
+
 NEW_DIRECTION = 1e-4
 """A direction counts as new when more than this share of its norm lies outside the basis."""
 
@@ -27,16 +30,25 @@ class SecondMoment:
     def __init__(self, width: int, *, augmented: bool, dtype: torch.dtype) -> None:
         size = width + augmented
         self.width, self.augmented, self.count = width, augmented, 0
-        self.matrix = torch.zeros(size, size, dtype=dtype)
+        self._upper = torch.zeros(size, size, dtype=dtype)
 
     def add(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         """Adds every token of ``inputs`` (…, width); ``mask`` (…) marks the tokens that count."""
         rows = inputs.detach().reshape(-1, self.width) if mask is None else inputs.detach()[mask.bool()]
-        rows = rows.to(self.matrix.dtype)
+        rows = rows.to(self._upper.dtype)
         if self.augmented:
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        self.matrix.addmm_(rows.mT, rows)
+        for start in range(0, rows.shape[1], PANEL):
+            panel = rows[:, start : start + PANEL]
+            self._upper[start : start + PANEL, start:].addmm_(panel.mT, rows[:, start:])
         self.count += len(rows)
+
+    @property
+    def matrix(self) -> Tensor:
+        """M (d, d)."""
+        if len(self._upper) <= PANEL:
+            return self._upper
+        return self._upper.triu() + self._upper.triu(1).mT
 
     def top_directions(self, k: int) -> Tensor:
         """The k leading eigenvectors of M, largest first: (d, k') with k' = min(k, numerical rank of M).
@@ -44,39 +56,41 @@ class SecondMoment:
         Lanczos (ARPACK, started and restarted from fixed vectors, so the same input gives the same bits);
         dense where the width is small or Lanczos does not converge.
         """
-        size = len(self.matrix)
+        matrix = self.matrix
+        size = len(matrix)
         k = min(k, size)
-        if k == 0 or not self.matrix.any():
-            return self.matrix.new_zeros(size, 0)
+        if k == 0 or not matrix.any():
+            return matrix.new_zeros(size, 0)
         values: Tensor
         vectors: Tensor
-        values, vectors = self._leading(k)
-        cutoff = values[0] * size * torch.finfo(self.matrix.dtype).eps
+        values, vectors = _leading(matrix, k)
+        cutoff = values[0] * size * torch.finfo(matrix.dtype).eps
         leading: Tensor = vectors[:, values > cutoff]
         return leading
 
-    def _leading(self, k: int) -> tuple[Tensor, Tensor]:
-        size = len(self.matrix)
-        if size > max(DENSE_LIMIT, 2 * k + 1):
-            start = torch.linspace(1, 2, size, dtype=self.matrix.dtype).numpy()
-            # Relative residual of an eigenpair; the noise of the moment itself is about as large.
-            tolerance = 1e-5 if self.matrix.dtype == torch.float32 else 1e-12
-            try:
-                found, basis = eigsh(
-                    self.matrix.numpy(),
-                    k=k,
-                    which="LA",
-                    v0=start,
-                    tol=tolerance,
-                    rng=np.random.default_rng(0),
-                )
-            except ArpackError:
-                pass
-            else:
-                order = found.argsort()[::-1].copy()
-                return torch.from_numpy(found[order]), torch.from_numpy(basis[:, order].copy())
-        values, vectors = torch.linalg.eigh(self.matrix)
-        return values.flip(0)[:k], vectors.flip(1)[:, :k]
+
+def _leading(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    size = len(matrix)
+    if size > max(DENSE_LIMIT, 2 * k + 1):
+        start = torch.linspace(1, 2, size, dtype=matrix.dtype).numpy()
+        # Relative residual of an eigenpair; the noise of the moment itself is about as large.
+        tolerance = 1e-5 if matrix.dtype == torch.float32 else 1e-12
+        try:
+            found, basis = eigsh(
+                matrix.numpy(),
+                k=k,
+                which="LA",
+                v0=start,
+                tol=tolerance,
+                rng=np.random.default_rng(0),
+            )
+        except ArpackError:
+            pass
+        else:
+            order = found.argsort()[::-1].copy()
+            return torch.from_numpy(found[order]), torch.from_numpy(basis[:, order].copy())
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.flip(0)[:k], vectors.flip(1)[:, :k]
 
 
 def extend_basis(basis: Tensor, directions: Tensor, how: Basis = "rank_revealing") -> Tensor:
