@@ -45,8 +45,8 @@ fails for a package that is not listed, a version or a licence that changed, and
 `tests/licences.py`. None of the packages is shipped with mingle.
 
 Data that is shipped (suite `glyph8`): `src/mingle/suites/glyph8/LICENSES.md` lists every source with its
-licence, and the same test reads it. Data of suites that are built on your machine stays there; each suite's
-own `LICENSES.md` says the terms ([glyph](glyph-suites.md), [minilm8 and dino8](real-suites.md)).
+licence, and the same test reads it. Data of suites that are built on your machine stays there; the own
+`LICENSES.md` of each says the terms ([glyph](glyph-suites.md), [minilm8 and dino8](real-suites.md)).
 
 | package | version | licence |
 |---|---|---|

@@ -9,7 +9,7 @@ import zlib
 import torch
 
 from . import mutations
-from .models import STEP, _hashed
+from .models import STEP, hashed, signed
 
 
 def edited(*changes):
@@ -32,7 +32,12 @@ def edited(*changes):
 
 def rehashed(*changes):
     """A manifest that was changed by someone who can compute hashes."""
-    return lambda data: _hashed(json.loads(edited(*changes)(data)))
+    return lambda data: hashed(json.loads(edited(*changes)(data)))
+
+
+def resigned(*changes):
+    """A list of exported files that was changed by someone who can compute hashes."""
+    return lambda data: signed(json.loads(edited(*changes)(data)))
 
 
 def just(content):
@@ -256,11 +261,12 @@ FOUND = {
     "step of another task": ("step", f"{STEP}/step.json", edited(("task", "task2"))),
     "head of another shape": ("step", f"{STEP}/head.safetensors", relabelled("class_embeddings", shape=[96])),
     "gate of another shape": ("step", f"{STEP}/gates.safetensors", relabelled("fc1.weight", shape=[32, 1])),
-    "files of numbers": ("export", "export.json", edited(("files", 3))),
-    "file entry of numbers": ("export", "export.json", edited(("files", {"mingle.json": [1]}))),
+    "files of numbers": ("export", "export.json", resigned(("files", 3))),
+    "file entry of numbers": ("export", "export.json", resigned(("files", {"mingle.json": [1]}))),
+    "exported list of another content": ("export", "export.json", edited(("target", "other"))),
     "exported file outside": (
         "export",
         "export.json",
-        edited(("files", {"../../../../../../dev/zero": {"sha256": "0" * 64, "size": 0}})),
+        resigned(("files", {"../../../../../../dev/zero": {"sha256": "0" * 64, "size": 0}})),
     ),
 }

@@ -19,7 +19,7 @@ import mingle
 from mingle.backbones import BACKBONES
 from mingle.cli import run as commands
 from mingle.methods import Base
-from mingle.state.manifest import canonical_json
+from mingle.state.manifest import canonical_json, readable_json
 from mingle.weights import check_against, check_finite
 
 from ..backbones.families import FAMILIES
@@ -149,7 +149,7 @@ def write_run(export, root):
     shutil.copytree(valid_run(export), root, dirs_exist_ok=True)
 
 
-def _hashed(content):
+def hashed(content):
     """The manifest with a chain and a hash that fit whatever it holds."""
     try:
         steps = content.get("steps", [])
@@ -161,15 +161,31 @@ def _hashed(content):
             step["chain"] = chain
         content.pop("sha256", None)
         content["sha256"] = hashlib.sha256(canonical_json(content, "x")).hexdigest()
+        return readable_json(content, "x")
     except (AttributeError, TypeError, mingle.MingleError):
-        pass
-    return json.dumps(content).encode()
+        return json.dumps(content).encode()
+
+
+def signed(content):
+    """An ``export.json`` whose hash fits whatever it holds."""
+    try:
+        content.pop("sha256", None)
+        digest = hashlib.sha256(readable_json(content, "x")).hexdigest()
+        return readable_json({**content, "sha256": digest}, "x")
+    except (AttributeError, TypeError, mingle.MingleError):
+        return json.dumps(content).encode()
 
 
 def manifest(rng, data):
     if rng.random() < 0.2:
         return as_json(rng, data)
-    return _hashed(mutations.plain(rng, json.loads(data)))
+    return hashed(mutations.plain(rng, json.loads(data)))
+
+
+def export_list(rng, data):
+    if rng.random() < 0.2:
+        return as_json(rng, data)
+    return signed(mutations.plain(rng, json.loads(data)))
 
 
 def refit(root):
@@ -180,7 +196,7 @@ def refit(root):
         for name in step["files"]:
             data = (root / "steps" / step["folder"] / name).read_bytes()
             step["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    path.write_bytes(_hashed(content))
+    path.write_bytes(hashed(content))
 
 
 def read_run(root):
@@ -231,6 +247,6 @@ def model_targets(families=CHOSEN):
         "manifest": Target(partial(write_run, False), {"mingle.json": manifest}, read_run, 3),
         "step": Target(partial(write_run, False), {f"{STEP}/step.json": as_json, **FILES}, read_refitted, 3),
         "export": Target(
-            partial(write_run, True), {"export.json": as_json, "mingle.json": manifest}, read_export, 2
+            partial(write_run, True), {"export.json": export_list, "mingle.json": manifest}, read_export, 2
         ),
     }

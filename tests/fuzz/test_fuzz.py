@@ -97,6 +97,16 @@ def test_devices_and_pipes_are_not_read(tmp_path):
         read_names(tmp_path / "classes.txt")
 
 
+def test_a_device_in_a_run_is_damage(tmp_path):
+    run = RunFolder.create(tmp_path / "run", {}).append("one", {}, {})
+    file = run.path / "steps" / "0001-one" / "step.json"
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    assert "expected a file, found none to read" in "".join(run.verify())
+    with pytest.raises(MingleError, match="expected a file, found none to read"):
+        run.info(0)
+
+
 @pytest.mark.parametrize("name", [".mingle.json.tmp", ".mingle.lock.json", ".mingle.lock"])
 def test_nothing_is_written_through_a_link(tmp_path, name):
     """That someone has put where a file of a run will be written."""

@@ -44,8 +44,7 @@ class FileEntry(_Record):
     @classmethod
     def of_file(cls, path: Path) -> Self:
         """The entry of a file of any size; raises OSError."""
-        if not path.is_file():  # a device would be read for ever
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        _require_file(path)
         with path.open("rb") as file:
             return cls(sha256=hashlib.file_digest(file, "sha256").hexdigest(), size=file.tell())
 
@@ -85,6 +84,7 @@ class StepEntry(_Record):
     def read(self, path: Path) -> tuple[bytes, str | None]:
         """The content of the file at ``path``, and one line on it if it is missing or altered."""
         try:
+            _require_file(path)
             data = path.read_bytes()
         except OSError as error:
             return b"", _unreadable(path, error)
@@ -193,6 +193,12 @@ class Manifest(_Record):
 
 
 _RESTORE = "the manifest was altered; restore it from a copy"
+
+
+def _require_file(path: Path) -> None:
+    """Refuse a device, which would be read for ever; raises OSError."""
+    if not path.is_file():
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
 
 def _unreadable(path: Path, error: OSError) -> str:
