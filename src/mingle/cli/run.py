@@ -41,6 +41,10 @@ def init(
     seed: Annotated[
         int | None, typer.Option(help="Every random draw follows from it  [default: 42].")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Bound on all experts together: ranks in every Linear (48), or MB (20MB)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start a run: choose the base and the method."""
@@ -48,7 +52,8 @@ def init(
 
     given = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     chosen = RunConfig.load(config, {key: value for key, value in given.items() if value is not None})
-    created = MergeRun.create(run, base, **chosen.model_dump())
+    options = chosen.options | ({} if budget is None else {"budget": budget})
+    created = MergeRun.create(run, base, **chosen.model_dump() | {"options": options})
     header = dict(created.header)
     text = f"{run}: started, method {chosen.method} (preset {chosen.preset}), base {base}"
     show(header, f"{text}\n{settings_text(header['settings'])}", as_json=json)
@@ -197,6 +202,13 @@ def _describe(report: dict[str, Any]) -> list[str]:
         energy = report["energy"]
         shares = (f"{energy[part]:.1%} {words}" for part, words in ENERGY_WORDS.items())
         lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
+    if "budget" in report:
+        budget = report["budget"]
+        kept = (f"{task} {ranks / budget['linears']:.1f}" for task, ranks in budget["ranks"].items())
+        lost = (f"{task} {share:.1%}" for task, share in budget["lost"].items() if share)
+        lines.append(
+            f"budget      ranks per Linear: {', '.join(kept)}; given up: {', '.join(lost) or 'none'}"
+        )
     if report.get("losses"):
         losses = report["losses"]
         lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
