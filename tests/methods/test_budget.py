@@ -40,10 +40,6 @@ def ranks_of(state):
     return state.steps[-1].tensors["ranks"]
 
 
-def energy_of(tensors, linear, first=0):
-    return float(tensors["experts"][f"{linear}.A"][first:].double().square().sum())
-
-
 def dense(expert):
     return expert.B.double() @ expert.A.double()
 
@@ -97,23 +93,22 @@ def test_fewer_ranks_of_an_expert_are_its_svd_truncated_again(seed, rank):
 def test_all_experts_together_stay_within_the_budget(base, merge, pool, method, budget):
     chosen = build(method, budget=budget)
     state = merge(chosen)
-    sizes = []
     for t in (1, 2, 3):
         layers = dict(mixtures(chosen.model(state.prefix(t))))
         assert len(layers) == LINEARS
-        sizes.append(sum(layer.A.nbytes + layer.B.nbytes for layer in layers.values()))
+        size = sum(layer.A.nbytes + layer.B.nbytes for layer in layers.values())
         if isinstance(budget, int):
             assert {len(layer.A) for layer in layers.values()} == {min(budget, 4 * t)}
         else:
-            # As much as fits: less than one rank of the widest Linear is left.
-            assert 2.5 * ONE_RANK - 4 * (32 + 48) < sizes[-1] <= 2.5 * ONE_RANK
-    assert sizes[1] == sizes[2] or budget == 6
+            # As much as fits: less than one rank of the narrowest Linear is left.
+            assert 2.5 * ONE_RANK - 4 * (32 + 32) < size <= 2.5 * ONE_RANK
     own = state.steps[-1].tensors
     for name, ranks in own["ranks"].items():
         assert own["experts"][f"{name}.A"].shape[0] == own["experts"][f"{name}.B"].shape[1] == int(ranks[-1])
-        before = state.steps[1].tensors["ranks"][name]
-        assert (ranks[:2] <= before).all()
-        assert budget == 1 or isinstance(budget, str) or ranks.min() >= (budget >= 3)
+        # What was given up does not come back.
+        assert (ranks[:2] <= state.steps[1].tensors["ranks"][name]).all()
+        assert ranks.min() == 0 or ranks.sum() >= 3
+        assert ranks.min() >= 1 or budget != 6
     assert torch.isfinite(outputs(base, chosen, state, pool)).all()
 
 
@@ -126,7 +121,8 @@ def test_a_budget_with_room_for_everything_changes_no_bit(base, merge, pool):
             assert all(torch.equal(tensor, two.tensors[stem][name]) for name, tensor in tensors.items())
         assert set(two.report["budget"]["lost"].values()) == {0.0}
     assert torch.equal(outputs(base, free, expected, pool), outputs(base, bound, found, pool))
-    assert not torch.equal(outputs(base, free, expected, pool), outputs(base, bound, merge(build(budget=11)), pool))
+    less = build(budget=11)
+    assert not torch.equal(outputs(base, free, expected, pool), outputs(base, less, merge(less), pool))
 
 
 def test_an_expert_that_is_cut_is_one_of_that_rank(merge):
@@ -165,16 +161,15 @@ def test_a_checkpoint_far_from_the_base_does_not_starve_the_others(base, arrive,
     (tmp_path / "far" / "config.json").write_text((zoo / "task1" / "config.json").read_text())
     method = build(budget=6, projection="none", merge_cosine=2, gates="static")
     state = method.update(method.init(base), arrive("task1"))
-    state = method.update(state, arrive("far", checkpoint=base.backbone.open(tmp_path / "far")))
+    state = method.update(state, arrive("task1", name="far", checkpoint=base.backbone.open(tmp_path / "far")))
     assert all(ranks.tolist() == [3, 3] for ranks in ranks_of(state).values())
 
 
 def test_what_was_given_up_is_reported(merge):
     state = merge(build(budget=6))
-    free = merge(build(budget=12))
     norms = [step.report["energy"]["norm"] for step in state.steps]
+    before = state.steps[1].tensors["ranks"]
     for t in (0, 1):
-        before = state.steps[1].tensors["ranks"] if t < 2 else None
         lost = 0.0
         for name, ranks in ranks_of(state).items():
             A = state.steps[t].tensors["experts"][f"{name}.A"]
@@ -182,8 +177,8 @@ def test_what_was_given_up_is_reported(merge):
         assert state.steps[2].report["budget"]["lost"][TASKS[t]] == pytest.approx(lost / norms[t] ** 2)
         assert lost > 0
     report = state.steps[2].report["budget"]
+    assert report["ranks"].keys() == report["lost"].keys() == report["merged"].keys() == set(TASKS)
     assert sum(report["ranks"].values()) == 6 * report["linears"] == 6 * LINEARS
-    assert free.steps[2].report["budget"]["ranks"] == dict.fromkeys(TASKS, 4 * LINEARS)
 
 
 # --- what stays as it is
@@ -197,9 +192,9 @@ def test_undo_and_history_give_back_the_bits(zoo, images, tmp_path):
     before, manifest = run.model().state_dict(), (tmp_path / "run" / "mingle.json").read_bytes()
     run.add(zoo / "task3", seeds=images)
     assert {p: p.read_bytes() for p in files} == files
-    after, earlier = run.model().state_dict(), run.model(steps=2).state_dict()
-    name = "vision_model.encoder.layers.0.mlp.fc1.A"
-    assert not torch.equal(after[name][:3], before[name][:3]) or len(after[name]) == len(before[name])
+    earlier = run.model(steps=2).state_dict()
+    taken = [r[:2].sum() < 5 for r in run.state.steps[2].tensors["ranks"].values()]
+    assert any(taken)
     run.undo()
     again = MergeRun.open(tmp_path / "run")
     assert (tmp_path / "run" / "mingle.json").read_bytes() == manifest
@@ -209,13 +204,14 @@ def test_undo_and_history_give_back_the_bits(zoo, images, tmp_path):
 
 
 def test_stopped_and_resumed_it_is_the_same(merge, arrive, base, zoo, images, tmp_path):
-    options = {"steps": 2, "rank": 4, "budget": 5, "stored": "float16", "projection": "none"}
+    options = {"steps": 2, "rank": 4, "budget": 7, "stored": "float16"}
+    options |= {"projection": "none", "merge_cosine": 0.7}
     MergeRun.create(tmp_path / "run", zoo / "base", options=options, seed=3)
     method = METHODS.get("mingle").with_preset("default", options)
     state = method.init(base)
     for number, task in enumerate(("task1", "task2", "task1")):
         MergeRun.open(tmp_path / "run").add(zoo / task, name=f"{number}", seeds=images)
-        state = method.update(state, dataclasses.replace(arrive(task), name=f"{number}"))
+        state = method.update(state, arrive(task, name=f"{number}"))
     stored = MergeRun.open(tmp_path / "run").state
     assert stored.steps[-1].tensors["sharing"].keys() == ranks_of(state).keys()
     for one, two in zip(stored.steps, state.steps, strict=True):
@@ -271,9 +267,7 @@ def test_experts_with_a_bias_of_their_own_stay_apart():
 
 @pytest.mark.parametrize("old_gates", ["frozen", "trained"])
 @pytest.mark.parametrize("reduction", ["sample", "batch"])
-def test_the_same_checkpoint_again_takes_no_room_and_changes_nothing(
-    base, merge, pool, old_gates, reduction
-):
+def test_the_same_checkpoint_again_takes_no_room_and_changes_nothing(base, merge, pool, old_gates, reduction):
     changes = {"projection": "none", "old_gates": old_gates, "gate_reduction": reduction, "steps": 6}
     free, bound = build(**changes), build(**changes, budget=4)
     arrivals = ("task1", "task1")
@@ -311,7 +305,7 @@ def test_ranks_or_megabytes(given, used):
 
 @pytest.mark.parametrize("wrong", [0, -3, 1.5, True, "0MB", "48GB", "", "inf MB", "٣", [48]])
 def test_anything_else_is_refused(wrong):
-    with pytest.raises(ConfigError, match="option 'budget': .*expected ranks in every linear, such as 48"):
+    with pytest.raises(ConfigError, match=r"option 'budget': .*expected ranks in every linear, such as 48"):
         build(budget=wrong)
 
 

@@ -155,6 +155,8 @@ def show_run(
         f"tasks     {', '.join(opened.tasks) or 'none yet'}",
         settings_text(header["settings"]),
     ]
+    if opened.tasks and "budget" in (report := opened.info(opened.tasks[-1])["report"]):
+        lines.insert(-1, _budget_line(report["budget"]))
     show(value, "\n".join(lines), as_json=json)
 
 
@@ -203,12 +205,7 @@ def _describe(report: dict[str, Any]) -> list[str]:
         shares = (f"{energy[part]:.1%} {words}" for part, words in ENERGY_WORDS.items())
         lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
     if "budget" in report:
-        budget = report["budget"]
-        kept = (f"{task} {ranks / budget['linears']:.1f}" for task, ranks in budget["ranks"].items())
-        lost = (f"{task} {share:.1%}" for task, share in budget["lost"].items() if share)
-        lines.append(
-            f"budget      ranks per Linear: {', '.join(kept)}; given up: {', '.join(lost) or 'none'}"
-        )
+        lines.append(_budget_line(report["budget"]))
     if report.get("losses"):
         losses = report["losses"]
         lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
@@ -220,6 +217,17 @@ def _describe(report: dict[str, Any]) -> list[str]:
     if "settings" in report:
         lines.append(settings_text(report["settings"]))
     return lines
+
+
+def _budget_line(budget: dict[str, Any]) -> str:
+    """Ranks in use by task, a mean over the Linears, and the energy that the step took from each."""
+    parts = {
+        "ranks per Linear": (f"{task} {n / budget['linears']:.1f}" for task, n in budget["ranks"].items()),
+        "of ‖θi − θ0‖² given up": (f"{task} {share:.1%}" for task, share in budget["lost"].items() if share),
+        "Linears that use another's": (f"{task} {n}" for task, n in budget["merged"].items() if n),
+    }
+    found = ((words, ", ".join(values)) for words, values in parts.items())
+    return "budget      " + "; ".join(f"{words}: {values}" for words, values in found if values)
 
 
 ENERGY_WORDS = {

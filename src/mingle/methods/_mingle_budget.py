@@ -120,9 +120,7 @@ def _pools(budget: int | str, experts: Mapping[str, Tensor], linears: Sequence[s
     )
 
 
-def _grown(
-    steps: Sequence[Tensors], experts: Mapping[str, Tensor], linears: Sequence[str]
-) -> dict[str, Any]:
+def _grown(steps: Sequence[Tensors], experts: Mapping[str, Tensor], linears: Sequence[str]) -> dict[str, Any]:
     """The newest step's tensors with all of the new experts, and what is used of the earlier ones so far."""
     ranks, sharing = {}, {}
     for name in linears:

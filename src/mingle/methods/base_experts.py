@@ -8,6 +8,7 @@ the history is the model as it was.
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from mingle.layers import LowRankExpert
@@ -42,4 +43,6 @@ def lone_expert(steps: Sequence[Tensors], index: int, linear: str) -> LowRankExp
         return own
     other = int(sharing[index].abs().argmax())
     found = served_expert(steps, other, linear)
-    return LowRankExpert(float(sharing[index, other]) * found.A, found.B, own.bias)
+    # Scaled in half precision it would be rounded twice.
+    A = found.A.to(torch.promote_types(found.A.dtype, torch.float32))
+    return LowRankExpert(float(sharing[index, other]) * A, found.B, own.bias)
