@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 
 import mingle
 from mingle.export import export_run
 from mingle.layers import mixtures
+from tests.conftest import write_checkpoint
 from tests.export.conftest import STRONG
 from tests.export.test_peft import with_gates
 
@@ -21,11 +23,14 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def compressed(request, narrow, pixels, tmp_path_factory):
-    """Two tasks, and the first of them again. Read only."""
-    folder = tmp_path_factory.mktemp("compressed") / "run"
-    run = mingle.MergeRun.create(folder, narrow / "base", options=OPTIONS | KINDS[request.param])
-    for name, task in (("one", "task1"), ("two", "task2"), ("again", "task1")):
-        run.add(narrow / task, name=name, seeds=pixels)
+    """Two tasks, and twice the task vector of the first. Read only."""
+    folder = tmp_path_factory.mktemp("compressed")
+    start, tuned = (load_file(narrow / name / "model.safetensors") for name in ("base", "task1"))
+    config = json.loads((narrow / "task1" / "config.json").read_text())
+    write_checkpoint(folder / "again", {n: 2 * tuned[n] - tensor for n, tensor in start.items()}, config, 0)
+    run = mingle.MergeRun.create(folder / "run", narrow / "base", options=OPTIONS | KINDS[request.param])
+    for checkpoint in (narrow / "task1", narrow / "task2", folder / "again"):
+        run.add(checkpoint, seeds=pixels)
     layers = [layer for _, layer in mixtures(run.model())]
     assert any(layer.sharing is not None for layer in layers) == (request.param == "merged")
     assert any(len(layer.task_of_rank.unique()) < 3 for layer in layers)

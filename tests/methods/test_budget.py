@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -58,6 +58,7 @@ energies = st.lists(st.lists(st.integers(0, 50), max_size=4), min_size=1, max_si
 
 
 @given(energies, st.integers(0, 12))
+@example([torch.tensor([9.0, 8.0, 7.0]), torch.tensor([1.0]), torch.tensor([0.0])], 3)
 def test_no_other_choice_of_ranks_keeps_more_energy(experts, limit):
     """By trying all of them, among those that give every expert with energy a rank as far as they go."""
     kept = kept_ranks(experts, [1] * len(experts), limit)
@@ -152,6 +153,28 @@ def test_what_is_measured_while_adapting_is_what_is_served(merge, monkeypatch, m
             assert torch.equal(layer.A, A)
             assert torch.equal(layer.B, B)
             assert layer.sharing is sharing is None
+
+
+def test_a_task_without_a_vector_takes_no_room(base, arrive):
+    method = build(budget=4)
+    state = method.update(method.init(base), arrive("task1", name="nothing", checkpoint=base.checkpoint))
+    state = method.update(state, arrive("task1"))
+    assert all(ranks.tolist() == [0, 4] for ranks in ranks_of(state).values())
+    assert set(state.steps[1].report["budget"]["lost"].values()) == {0.0}
+
+
+def test_trained_experts_are_turned_so_that_the_last_ranks_hold_the_least(merge):
+    experts = merge(build("mingle_seq", budget=20, steps=10), TASKS[:1]).steps[0].tensors["experts"]
+    plain = merge(build("mingle_seq", steps=10), TASKS[:1]).steps[0].tensors["experts"]
+    for name in (n.removesuffix(".A") for n in experts if n.endswith(".A")):
+        A, B = (experts[f"{name}.{factor}"].double() for factor in "AB")
+        torch.testing.assert_close(B.mT @ B, torch.eye(4).double(), atol=1e-5, rtol=0)
+        gram = A @ A.mT
+        torch.testing.assert_close(
+            gram, gram.diagonal().sort(descending=True).values.diag(), atol=1e-5, rtol=0
+        )
+        expected = plain[f"{name}.B"].double() @ plain[f"{name}.A"].double()
+        torch.testing.assert_close(B @ A, expected, atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_far_from_the_base_does_not_starve_the_others(base, arrive, zoo, tmp_path):
@@ -285,6 +308,21 @@ def test_the_same_checkpoint_again_takes_no_room_and_changes_nothing(base, merge
         layer.share(torch.diag(torch.tensor([1.0, 0.0])))
     with torch.no_grad():
         assert (base.backbone.features(model, pool.batch) - one).abs().max() > 1e-2
+
+
+def test_what_was_merged_stays_merged(base, merge, pool):
+    """Of a task that came twice, the second gate acts through the first expert for good."""
+    method = build(budget=6, projection="none")
+    state = merge(method, ("task1", "task1", "task2", "task3"))
+    assert state.steps[-1].tensors["sharing"].keys() == ranks_of(state).keys()
+    for name, ranks in ranks_of(state).items():
+        assert ranks[1] == 0
+        sharing = state.steps[-1].tensors["sharing"][name]
+        expected = torch.eye(4, dtype=torch.float64)
+        expected[1] = torch.tensor([float(sharing[1, 0]), 0, 0, 0])
+        assert torch.equal(sharing, expected)
+        assert sharing[1, 0] == pytest.approx(1, abs=0.05)
+    assert state.steps[-1].report["budget"]["merged"] == {"task1": LINEARS, "task2": 0, "task3": 0}
 
 
 def test_above_1_nothing_is_merged(merge):

@@ -151,8 +151,7 @@ def _compressed(steps: Sequence[Tensors], pool: Pool, norms: Sequence[float], th
                 lost[index] += (1 - merged[index]) * float(share.sum())
                 continue
             places.append((name, index))
-            # Rounding in storage can leave a row a little longer than the one before.
-            energies.append(share.cummin(dim=0).values if len(share) else share)
+            energies.append(share)
     kept = kept_ranks(energies, [pool.costs[name] for name, _ in places], pool.limit)
     for (name, index), energy, rank in zip(places, energies, kept, strict=True):
         ranks[name][index] = rank
