@@ -162,7 +162,6 @@ def test_training_pictures_come_on_request(root):
     assert labels.bincount().tolist() == [667, 667, 666]
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("name", ["dino8", "dino8_lora"])
 def test_training_pictures_of_a_finished_suite_need_no_training(root, name, monkeypatch):
     folder = built(name, root)[1]

@@ -4,6 +4,7 @@ Pictures are composed as for the glyph suites, at 70 pixels. Everything drawn at
 and the step's number alone.
 """
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def adapted(model: Any, number: int, base: Path) -> Any:  # noqa: ANN401 – a m
     config = LoraConfig(
         r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, modules_to_save=["classifier"], lora_dropout=0.0
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers by a name that is on its way out.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(generator(24, number).initial_seed())
         wrapped: Any = get_peft_model(model, config)
     written = wrapped.peft_config["default"]
