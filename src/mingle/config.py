@@ -49,7 +49,8 @@ def _explain(cls: type[BaseModel], error: ErrorDetails) -> str:
         near = get_close_matches(key, cls.model_fields, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields) or 'none'}"
         return f"unknown option {key!r}; {hint}"
-    return f"option {key!r}: {error['msg'].lower()}, found {shortened(error['input'])}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"option {key!r}: {message[0].lower()}{message[1:]}, found {shortened(error['input'])}"
 
 
 def shortened(value: object) -> str:

@@ -146,5 +146,17 @@ def test_a_checkpoint_of_another_family_is_refused(case, tmp_path):
         case.backbone.check_family(case.backbone.open(folder), case.base.checkpoint)
 
 
+def test_a_base_of_another_family_names_the_one_that_reads_it(case, tmp_path):
+    others = {"swin": "image_classifier", "mt5": None, "deberta-v2": "text_classifier"}
+    for kind, reader in others.items():
+        if kind in case.backbone.model_types:
+            continue
+        (tmp_path / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        (tmp_path / "model.safetensors").write_bytes((case.root / "task1" / "model.safetensors").read_bytes())
+        what = f"pass backbone='{reader}'" if reader else "no family that is installed reads it"
+        with pytest.raises(CheckpointError, match=f"found '{kind}'; {what}"):
+            case.backbone.check_family(case.backbone.open(tmp_path))
+
+
 def test_samples_are_cut_like_any_other_batch(case):
     assert all(len(tensor) == 2 for tensor in take(case.batch, slice(0, 2)).values())

@@ -126,7 +126,7 @@ class Backbone(ABC):
             raise CheckpointError(
                 f"{checkpoint.source}: expected a {self.family} (model_type "
                 f"{' or '.join(map(repr, self.model_types))} in config.json), found {kind!r}; "
-                "merge only fine-tunings of the base"
+                + (_other_family(kind) if base is None else "merge only fine-tunings of the base")
             )
         if base is None:
             return
@@ -238,6 +238,16 @@ class Backbone(ABC):
     @abstractmethod
     def prepare(self, samples: Samples, base: Checkpoint) -> Batch:
         """Raw samples (uint8 tensors, images, …) to a batch for the model. Raises SeedsError."""
+
+
+def _other_family(kind: object) -> str:
+    """What to do with a base that another family, or none, reads."""
+    from mingle.backbones import BACKBONES
+
+    readers = [name for name in BACKBONES.names() if kind in BACKBONES.get(name).model_types]
+    if readers:
+        return f"pass backbone={readers[0]!r} (--backbone {readers[0]})"
+    return "no family that is installed reads it, see docs/adding-a-backbone.md"
 
 
 def take(batch: Batch, index: Tensor | slice) -> Batch:
