@@ -11,6 +11,7 @@ import mingle
 from mingle.errors import RunDamagedError, RunError
 from mingle.state import History
 from mingle.state.manifest import FileEntry
+from mingle.weights import Entry
 
 TASKS = ("task1", "task2", "task3")
 
@@ -132,6 +133,27 @@ def test_a_step_that_another_process_undid_is_no_damage(path):
     assert run.model(steps=2) is not None
     with pytest.raises(RunError, match="changed by another process; open it again"):
         run.model()
+
+
+@pytest.mark.parametrize(("method", "passes"), [("average", 2), ("mingle", 3)])
+def test_one_pass_over_a_checkpoint_checks_and_hashes_it(tmp_path, zoo, images, monkeypatch, method, passes):
+    """The merge is another, the teacher a third; of the base also the hash."""
+    read, stored = Counter(), Entry._stored
+
+    def counted(entry):
+        tensor = stored(entry)
+        read[entry.file.parent.name] += tensor.nbytes
+        return tensor
+
+    options = {"steps": 1, "rank": 2} if method == "mingle" else {}
+    mingle.MergeRun.create(tmp_path / "run", zoo / "base", method=method, options=options)
+    run = mingle.MergeRun.open(tmp_path / "run")
+    size = sum(tensor.nbytes for _, tensor in run.base.checkpoint.tensors())
+    run = mingle.MergeRun.open(tmp_path / "run")
+    monkeypatch.setattr(Entry, "_stored", counted)
+    run.add(zoo / "task1", seeds=images)
+    assert read["task1"] == passes * size
+    assert read["base"] <= (passes + 1) * size
 
 
 @pytest.mark.parametrize("command", ["--help", "show", "log", "verify", "undo"])

@@ -113,9 +113,11 @@ def _energy_report(
     base: Base, arrival: Arrival, energies: Mapping[str, Energy], vectors: Experts
 ) -> dict[str, Any]:
     """Shares of ``‖θt − θ0‖²`` that were kept, dropped by projection, by rank, and not merged at all."""
-    total = sum(
+    left = {*arrival.checkpoint.names()} - {*vectors, *(f"{name}.weight" for name in energies)}
+    total = sum(e.total for e in energies.values()) + sum(map(_energy, vectors.values()))
+    total += sum(
         _energy(task_vector(base.checkpoint, arrival.checkpoint, name, torch.float64))
-        for name in arrival.checkpoint.names()
+        for name in sorted(left)
     )
     parts = {
         "kept": sum(e.kept for e in energies.values()) + sum(map(_energy, vectors.values())),
