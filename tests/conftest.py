@@ -48,6 +48,16 @@ def write_checkpoint(folder, tensors, config, seed):
     save_file(head, folder / "head.safetensors")
 
 
+def tensors_of(state):
+    """Every tensor that a method keeps, by task, file and name; all are read."""
+    return {
+        (step.task, stem, name): tensor
+        for step in state.steps
+        for stem, tensors in step.tensors.items()
+        for name, tensor in tensors.items()
+    }
+
+
 def perturbed(tensors, seed, scale=0.05):
     """The tensors plus noise: a stand-in for fine-tuning."""
     generator = torch.Generator().manual_seed(seed)

@@ -243,3 +243,25 @@ def test_waiting_for_another_writer(call, run, zoo, seeds):
     other.join()
     assert (code, out) == (0, "task1: undone; left: none\n")
     assert "waiting for up to 60 s" in err
+
+
+def test_a_budget_is_kept_and_shown(call, tmp_path, zoo, config, seeds):
+    folder, start = tmp_path / "bound", ("--base", zoo / "base", "--config", config)
+    code, out, _ = call("init", folder, *start, "--budget", "6")
+    assert code == 0
+    assert "rank 4" in out
+    assert "budget 6" in out
+    assert "ranks per Linear" not in call("show", folder)[1]
+    for task in ("task1", "task2"):
+        assert call("add", folder, zoo / task, "--seeds", seeds)[0] == 0
+    stored = json.loads(call("show", folder, "task2", "--json")[1])["report"]["budget"]
+    kept = {task: f"{task} {count / 12:.1f}" for task, count in stored["ranks"].items()}
+    for arguments in ((), ("task2",)):
+        out = call("show", folder, *arguments)[1]
+        assert (
+            f"budget      ranks per Linear: {kept['task1']}, {kept['task2']}; of ‖θi − θ0‖² given up" in out
+        )
+    assert call("init", tmp_path / "a", *start, "--budget", "6GB")[0] == 2
+    code, _, err = call("init", tmp_path / "b", "--base", zoo / "base", "--method", "ties", "--budget", "6")
+    assert code == 2
+    assert "method 'ties': unknown option 'budget'" in err

@@ -12,6 +12,8 @@ from mingle.backbones.clip import Clip
 from mingle.errors import CheckpointError, ConfigError, SeedsError, UnknownNameError
 from mingle.methods import METHODS, Arrival, Base, SeedPool
 
+from ..conftest import tensors_of
+
 TASKS = ("task1", "task2", "task3")
 QUICK = {"steps": 3, "rank": 4}
 """Options that make a run short; a method that has one of that name gets it."""
@@ -22,15 +24,6 @@ def build(name, preset="default", **changes):
     method = METHODS.get(name)
     quick = {key: value for key, value in QUICK.items() if key in method.options_type.model_fields}
     return method.with_preset(preset, quick | changes)
-
-
-def tensors_of(state):
-    return {
-        (step.task, stem, name): tensor
-        for step in state.steps
-        for stem, tensors in step.tensors.items()
-        for name, tensor in tensors.items()
-    }
 
 
 def assert_same_bits(one, two):

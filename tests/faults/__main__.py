@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging
 
 from tests.faults.changes import World, changes
-from tests.faults.inject import FAULTS, applies, inject, points_of
+from tests.faults.inject import FAULTS, inject, places, points_of
 
 
 def main():
@@ -33,10 +33,10 @@ def main():
             started = time.perf_counter()
             points = points_of(change, root / "points")
             for kind in FAULTS:
-                places = [at for at, point in enumerate(points, start=1) if applies(kind, point)]
+                numbers = places(kind, points)
                 if not chosen.all:
-                    places = sorted(rng.sample(places, min(chosen.sample, len(places))))
-                for at in places:
+                    numbers = sorted(rng.sample(numbers, min(chosen.sample, len(numbers))))
+                for at in numbers:
                     try:
                         struck[name] += inject(change, kind, at, root / "fault")
                     except Exception as error:

@@ -15,7 +15,7 @@ from mingle.errors import MingleError
 from mingle.export import TARGETS, export_run
 from mingle.export import folder as folders
 from mingle.export.folder import check_files
-from tests.conftest import write_suite, write_zoo
+from tests.conftest import tensors_of, write_suite, write_zoo
 from tests.state.helpers import snapshot
 
 QUICK = {"mingle": {"steps": 1, "rank": 2}, "average": {}}
@@ -146,10 +146,8 @@ class RunChange(Change):
         named = {f"steps/{step.folder}/{file}" for step in run._folder.manifest.steps for file in step.files}
         stored = {name: data for name, data in snapshot(path).items() if name in {*named, "mingle.json"}}
         digest = hashlib.sha256()
-        for step in run.state.steps:
-            for stem, tensors in step.tensors.items():
-                for name in tensors:
-                    digest.update(f"{step.task} {stem} {name}".encode() + tensors[name].numpy().tobytes())
+        for key, tensor in tensors_of(run.state).items():
+            digest.update(" ".join(key).encode() + tensor.numpy().tobytes())
         return (run.tasks, digest.hexdigest()), stored
 
     def proceed(self, folder):

@@ -46,9 +46,9 @@ def points_of(change, folder):
     return json.loads(ending.told)
 
 
-def applies(kind, point):
-    """A short write is one of a file, and no error: it has to go on."""
-    return kind != "short write" or point[0] == "write"
+def places(kind, points):
+    """Numbers of the points where a fault can strike; a short write is one of a file, and no error."""
+    return [at for at, point in enumerate(points, start=1) if kind != "short write" or point[0] == "write"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.faults.changes import World, changes
-from tests.faults.inject import FAULTS, applies, inject, points_of
+from tests.faults.inject import FAULTS, inject, places, points_of
 
 # A fork that computes with one thread needs none of those that torch has started.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -25,8 +25,7 @@ def test_after_any_fault_the_state_is_whole_and_the_next_change_works(found, nam
     points = points_of(change, tmp_path / "points")
     rng = random.Random(name)
     for kind in rng.sample(sorted(FAULTS), 2):
-        places = [at for at, point in enumerate(points, start=1) if applies(kind, point)]
-        assert inject(change, kind, rng.choice(places), tmp_path / "fault")
+        assert inject(change, kind, rng.choice(places(kind, points)), tmp_path / "fault")
 
 
 @pytest.mark.parametrize("name", ["add mingle", "undo average", "export merged --force", "results"])

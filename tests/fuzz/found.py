@@ -117,17 +117,8 @@ def packed(data):
     return file.getvalue()
 
 
-def aliases(_):
-    levels = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else 'lol'] * 9)}]" for i in range(12)]
-    return "\n".join([*levels, "options: {a: *x11}"]).encode()
-
-
 def options(text):
     return just(f"method: average\noptions: {text}")
-
-
-def row(text):
-    return just(text)
 
 
 def looping(data):
@@ -176,8 +167,8 @@ FOUND = {
     "picture of 3.6 billion pixels": ("pictures", "a.png", png(60_000, 60_000)),
     "picture between the limits of Pillow": ("pictures", "a.png", png(10_000, 10_000)),
     "program called picture": ("pictures", "a.png", just(EPS)),
-    "nested row": ("texts", "a.jsonl", row('{"text": ' + "[" * 100_000)),
-    "endless label": ("texts", "a.jsonl", row('{"text": "x", "label": Infinity}')),
+    "nested row": ("texts", "a.jsonl", just('{"text": ' + "[" * 100_000)),
+    "endless label": ("texts", "a.jsonl", just('{"text": "x", "label": Infinity}')),
     "nested names": ("names", "classes.json", just("[" * 100_000)),
     # written by hand
     "month 99": ("config", "run.yaml", options("2024-99-99")),
@@ -186,7 +177,7 @@ FOUND = {
     "no number": ("config", "run.yaml", options("!!int ''")),
     "object in YAML": ("config", "run.yaml", options("!!python/object/apply:os.system ['true']")),
     "list that holds itself": ("config", "run.yaml", options("&a [*a]")),
-    "billion laughs": ("config", "run.yaml", aliases),
+    "billion laughs": ("config", "run.yaml", just(mutations.aliases())),
     "seed beyond 64 bits": ("config", "run.yaml", just(f"method: average\nseed: {2**70}")),
     # suites, results
     "tasks that are a number": ("suite", "suite.json", edited(("tasks", 3))),

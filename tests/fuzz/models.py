@@ -14,10 +14,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 import mingle
-from mingle.backbones import BACKBONES
+from mingle.backbones import BACKBONES, _texts
 from mingle.cli import run as commands
+from mingle.export import export_run
+from mingle.export import folder as folders
 from mingle.methods import Base
 from mingle.state.manifest import canonical_json, readable_json
 from mingle.weights import check_against, check_finite
@@ -74,8 +77,6 @@ def write_base(name, root):
 
 def read_base(name, root):
     """A base to start from, and one pass through it."""
-    from mingle.backbones import _texts
-
     _texts.tokenizer.cache_clear()
     backbone = valid_base(name)[0]
     opened = backbone.open(root)
@@ -109,8 +110,6 @@ def write_adapter(root):
         f"base_model.model.{linear}.{part}": torch.rand(shape, generator=generator)
         for part, shape in parts.items()
     }
-    from safetensors.torch import save_file
-
     save_file(tensors, root / ADAPTER)
     settings = LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=["fc1"], rank_pattern={"fc2": 3})
     values = {k: sorted(v) if isinstance(v, set) else v for k, v in settings.to_dict().items()}
@@ -138,8 +137,6 @@ def valid_run(export):
     for task in ("task1", "task2"):
         run.add(clip / task, seeds=images)
     if export:
-        from mingle.export import export_run
-
         export_run(run, "hf", root / "export", options={"with_base": True})
         return root / "export"
     return root / "run"
@@ -170,22 +167,16 @@ def signed(content):
     """An ``export.json`` whose hash fits whatever it holds."""
     try:
         content.pop("sha256", None)
-        digest = hashlib.sha256(readable_json(content, "x")).hexdigest()
-        return readable_json({**content, "sha256": digest}, "x")
+        return folders._signed(content)
     except (AttributeError, TypeError, mingle.MingleError):
         return json.dumps(content).encode()
 
 
-def manifest(rng, data):
-    if rng.random() < 0.2:
-        return as_json(rng, data)
-    return hashed(mutations.plain(rng, json.loads(data)))
-
-
-def export_list(rng, data):
-    if rng.random() < 0.2:
-        return as_json(rng, data)
-    return signed(mutations.plain(rng, json.loads(data)))
+def fitted(fit):
+    """Damage of JSON whose hashes ``fit`` makes good, mostly."""
+    return lambda rng, data: (
+        as_json(rng, data) if rng.random() < 0.2 else fit(mutations.plain(rng, json.loads(data)))
+    )
 
 
 def refit(root):
@@ -244,9 +235,12 @@ def model_targets(families=CHOSEN):
         **tasks,
         **bases,
         "adapter": Target(write_adapter, adapter, read_adapter, 10),
-        "manifest": Target(partial(write_run, False), {"mingle.json": manifest}, read_run, 3),
+        "manifest": Target(partial(write_run, False), {"mingle.json": fitted(hashed)}, read_run, 3),
         "step": Target(partial(write_run, False), {f"{STEP}/step.json": as_json, **FILES}, read_refitted, 3),
         "export": Target(
-            partial(write_run, True), {"export.json": export_list, "mingle.json": manifest}, read_export, 2
+            partial(write_run, True),
+            {"export.json": fitted(signed), "mingle.json": fitted(hashed)},
+            read_export,
+            2,
         ),
     }

@@ -247,8 +247,7 @@ def yaml(rng, tree):
     if kind == 0:
         return nested(rng, *rng.choice([("[", "]"), ("{a: ", "}"), ("- ", ""), ("a:\n ", "")]), DEEP[:3])
     if kind == 1:
-        levels = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else 'lol'] * 9)}]" for i in range(12)]
-        return "\n".join([*levels, "options: {a: *x11}"]).encode()
+        return aliases()
     if kind == 2:
         odd = ["2024-99-99", "!!python/name:os.system", "!!binary x", "1:60:99", "0b2", "&a [*a]", "? [a]: b"]
         odd += ["!!set {a, b}", "!!timestamp '2001-13-40'", "!!int ''", "!!float ''", "1" * 5000, "<<: 3"]
@@ -256,6 +255,12 @@ def yaml(rng, tree):
     if kind == 3:
         return raw(rng, json.dumps(tree).encode())
     return json.dumps(plain(rng, tree)).encode()
+
+
+def aliases():
+    """A word said 9^12 times in a few lines."""
+    levels = [f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else 'lol'] * 9)}]" for i in range(12)]
+    return "\n".join([*levels, "options: {a: *x11}"]).encode()
 
 
 def lines(rng, data):

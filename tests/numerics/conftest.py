@@ -81,12 +81,3 @@ class Small:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
     return Small(tmp_path_factory.mktemp("small"))
-
-
-def tensors_of(state):
-    return {
-        (step.task, stem, name): tensor
-        for step in state.steps
-        for stem, tensors in step.tensors.items()
-        for name, tensor in tensors.items()
-    }

@@ -9,7 +9,8 @@ from mingle.errors import CheckpointError, DivergedError, MingleError, MismatchE
 from mingle.methods import METHODS
 from mingle.weights import check_against
 
-from .conftest import FROZEN, tensors_of
+from ..conftest import tensors_of
+from .conftest import FROZEN
 
 DATA_FREE = [name for name in METHODS.names() if not METHODS.get(name).with_preset().needs_seeds]
 CASES = [(name, "default") for name in DATA_FREE if name not in ("pretrained", "individual")]

@@ -10,6 +10,7 @@ import mingle
 from mingle.errors import MingleError, RunDamagedError
 from mingle.state import Manifest, RunFolder
 
+from ..conftest import tensors_of
 from .helpers import HEADER, append, snapshot
 from .test_damage import MANIFEST, rewrite
 
@@ -34,10 +35,7 @@ def merged(zoo, tmp_path_factory):
 
 def load_all(path):
     run = mingle.MergeRun.open(path)
-    for step in run.state.steps:
-        for tensors in step.tensors.values():
-            for name in tensors:
-                tensors[name]
+    tensors_of(run.state)
     return run.fingerprint
 
 

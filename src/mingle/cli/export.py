@@ -99,14 +99,9 @@ def _read(results: Path) -> dict[str, Any]:
     """A results file of a benchmark, or what ``mingle eval --json`` printed. Raises ConfigError."""
     from mingle.benchmark import read_results
     from mingle.errors import ConfigError
-    from mingle.files import read_json
+    from mingle.weights import read_json
 
-    try:
-        value = read_json(results)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{results}: not readable as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{results}: expected a JSON object, found {type(value).__name__}")
+    value = read_json(results, ConfigError)
     return read_results(results) if "schema" in value else value
 
 

@@ -38,6 +38,10 @@ def init(
     seed: Annotated[
         int | None, typer.Option(help="Every random draw follows from it  [default: 42].")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Bound on all experts together: ranks in every Linear (48), or MB (20MB)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Start a run: choose the base and the method."""
@@ -45,7 +49,8 @@ def init(
 
     given = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     chosen = RunConfig.load(config, {key: value for key, value in given.items() if value is not None})
-    created = MergeRun.create(run, base, **chosen.model_dump())
+    options = chosen.options | ({} if budget is None else {"budget": budget})
+    created = MergeRun.create(run, base, **chosen.model_dump() | {"options": options})
     header = dict(created.header)
     text = f"{run}: started, method {chosen.method} (preset {chosen.preset}), base {base}"
     show(header, f"{text}\n{settings_text(header['settings'])}", as_json=json)
@@ -149,6 +154,8 @@ def show_run(
         f"tasks     {', '.join(opened.tasks) or 'none yet'}",
         settings_text(header["settings"]),
     ]
+    if opened.tasks and "budget" in (report := opened.info(opened.tasks[-1])["report"]):
+        lines.insert(-1, _budget_line(report["budget"]))
     show(value, "\n".join(lines), as_json=json)
 
 
@@ -197,6 +204,8 @@ def _describe(report: dict[str, Any]) -> list[str]:
         energy = report["energy"]
         shares = (f"{energy[part]:.1%} {words}" for part, words in ENERGY_WORDS.items())
         lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
+    if "budget" in report:
+        lines.append(_budget_line(report["budget"]))
     if report.get("losses"):
         losses = report["losses"]
         lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
@@ -208,6 +217,17 @@ def _describe(report: dict[str, Any]) -> list[str]:
     if "settings" in report:
         lines.append(settings_text(report["settings"]))
     return lines
+
+
+def _budget_line(budget: dict[str, Any]) -> str:
+    """Ranks in use by task, a mean over the Linears, and the energy that the step took from each."""
+    parts = {
+        "ranks per Linear": (f"{task} {n / budget['linears']:.1f}" for task, n in budget["ranks"].items()),
+        "of ‖θi − θ0‖² given up": (f"{task} {share:.1%}" for task, share in budget["lost"].items() if share),
+        "Linears that use another's": (f"{task} {n}" for task, n in budget["merged"].items() if n),
+    }
+    found = ((words, ", ".join(values)) for words, values in parts.items())
+    return "budget      " + "; ".join(f"{words}: {values}" for words, values in found if values)
 
 
 ENERGY_WORDS = {

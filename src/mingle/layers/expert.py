@@ -4,7 +4,8 @@ Shapes: D (d_out, d_in) task vector of the weight; B (d_out, r), A (r, d_in); bi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ class LowRankExpert:
     A: Tensor
     B: Tensor
     bias: Tensor | None = None
+
+    def rounded(self, dtype: torch.dtype, where: str = "expert") -> Self:
+        """A and B in another dtype. Raises DivergedError where it does not hold one of them to 2⁻⁸."""
+        for name, factor in (("A", self.A), ("B", self.B)):
+            exact = factor.double()
+            lost, norm = float((factor.to(dtype).double() - exact).norm()), float(exact.norm())
+            if not lost <= norm / 2**8:
+                raise DivergedError(
+                    f"{where}: {dtype} does not hold the expert's {name}, with values up to "
+                    f"{float(exact.abs().max()):.3g}; store it in another precision (bfloat16, exact)"
+                )
+        return replace(self, A=self.A.to(dtype), B=self.B.to(dtype))
 
 
 @dataclass(frozen=True)

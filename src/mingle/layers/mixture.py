@@ -45,6 +45,7 @@ class MixtureLinear(nn.Module):
     B: Tensor
     delta_bias: Tensor
     task_of_rank: Tensor
+    sharing: Tensor | None
 
     def __init__(
         self, linear: nn.Module, pool: PooledInput | None = None, reduction: GateReduction = "sample"
@@ -61,6 +62,7 @@ class MixtureLinear(nn.Module):
         self.register_buffer("B", torch.zeros(d_out, 0, dtype=dtype))
         self.register_buffer("delta_bias", torch.zeros(0, d_out, dtype=dtype))
         self.register_buffer("task_of_rank", torch.zeros(0, dtype=torch.int64))
+        self.register_buffer("sharing", None)
         self._has_delta_bias = False
 
     @property
@@ -81,12 +83,17 @@ class MixtureLinear(nn.Module):
         self.task_of_rank = torch.cat([self.task_of_rank, *owner])
         self._has_delta_bias = bool(self.delta_bias.any())
 
+    def share(self, sharing: Tensor | None) -> None:
+        """Lets experts stand for others: the gates are ``g M`` with M (T, T). None: each has its own."""
+        self.sharing = None if sharing is None else sharing.to(self.gate.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) -> (…, d_out)."""
         if self.tasks == 0:
             plain: Tensor = self.linear(x)
             return plain
-        gates: Tensor = self.gate(self.pool(x)).to(x.dtype)
+        gates: Tensor = self.gate(self.pool(x))
+        gates = (gates if self.sharing is None else gates @ self.sharing).to(x.dtype)
         used = self.tasks if self.strongest is None else min(self.strongest, self.tasks)
         if used < self.tasks:
             kept = gates.abs().topk(used, dim=1).indices

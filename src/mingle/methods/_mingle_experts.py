@@ -4,14 +4,15 @@ Tensors of a step's ``experts``: ``<linear>.A`` (r, d_in), ``<linear>.B`` (d_out
 ``vectors="gated"``, the deltas of biases and LayerNorm vectors under the parameters' own names.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mingle.layers import Energy, LinearGroup, LowRankExpert, MixtureLinear, build_expert, wrap, wrap_norms
+from mingle.layers import Energy, LinearGroup, MixtureLinear, build_expert, wrap, wrap_norms
 from mingle.methods._mingle_options import ExpertOptions, MingleOptions, ResolvedOptions
+from mingle.methods.base_experts import Tensors, served_expert, sharing_of
 from mingle.methods.base_method import Arrival, Base, Progress, State, silent
 from mingle.weights import task_vector
 
@@ -32,6 +33,7 @@ def build_experts(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The task's experts for every merged Linear, and where the energy of its task vector went."""
     base, groups = state.base, merged_groups(state.base, options)
+    steps = [step.tensors for step in state.steps]
     experts: dict[str, Tensor] = {}
     energies: dict[str, Energy] = {}
     places = [(group, name) for group in groups for name in group.linears]
@@ -39,11 +41,13 @@ def build_experts(
         delta = task_vector(base.checkpoint, arrival.checkpoint, f"{name}.weight", base.dtype)
         expert, energies[name] = build_expert(
             group.turned(delta),
-            [_expert(step.tensors["experts"], name) for step in state.steps],
+            [served_expert(steps, index, name) for index in range(len(steps))],
             rank=options.rank,
             projection=options.projection,
             effective_rank=effective_ranks.get(name),
         )
+        if options.stored_dtype is not None:
+            expert = expert.rounded(options.stored_dtype, name)
         experts[f"{name}.A"], experts[f"{name}.B"] = expert.A, expert.B
         progress("experts", done, len(places))
     vectors = {
@@ -54,33 +58,33 @@ def build_experts(
 
 
 def assemble(
-    state: State, options: MingleOptions, newest: Experts | None = None
+    state: State, options: MingleOptions, newest: Tensors | None = None
 ) -> tuple[nn.Module, dict[str, MixtureLinear]]:
     """The merged model and its mixtures by name.
 
-    ``newest``: experts of a task that is being added; the caller still owes every gate a row for it.
+    ``newest``: the step of a task that is being added, so far; the caller still owes every gate a row for it.
     """
     model, layers = mount_experts(state, options, newest)
     for name, layer in layers.items():
         for weight, bias in _gate_rows(state, options, name):
             layer.gate.append(weight, bias)
     if options.vectors == "gated":
-        steps = [step.tensors["experts"] for step in state.steps] + ([] if newest is None else [newest])
+        experts = [step["experts"] for step in _steps(state, newest)]
         for name, norm in wrap_norms(model, merged_groups(state.base, options), layers).items():
-            norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in steps)
+            norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in experts)
     return model.eval(), layers
 
 
 def mount_experts(
-    state: State, options: MingleOptions, newest: Experts | None = None
+    state: State, options: MingleOptions, newest: Tensors | None = None
 ) -> tuple[nn.Module, dict[str, MixtureLinear]]:
     """The base with the experts of all steps in their Linears, which still lack their gates."""
     model = state.base.model()
     layers = wrap(model, state.base.backbone.groups(model, options.sites), options.gate_reduction)
+    steps = _steps(state, newest)
     for name, layer in layers.items():
-        layer.extend(_expert(step.tensors["experts"], name) for step in state.steps)
-        if newest is not None:
-            layer.extend([_expert(newest, name)])
+        layer.extend(served_expert(steps, index, name) for index in range(len(steps)))
+        layer.share(sharing_of(steps, name))
     return model.eval(), layers
 
 
@@ -96,8 +100,8 @@ def _gate_rows(state: State, options: MingleOptions, name: str) -> Iterator[tupl
             yield gates[f"{name}.weight"], gates[f"{name}.bias"]
 
 
-def _expert(tensors: Experts, name: str) -> LowRankExpert:
-    return LowRankExpert(tensors[f"{name}.A"], tensors[f"{name}.B"], tensors.get(f"{name}.bias"))
+def _steps(state: State, newest: Tensors | None) -> Sequence[Tensors]:
+    return [step.tensors for step in state.steps] + ([] if newest is None else [newest])
 
 
 def _vectors(base: Base, groups: list[LinearGroup]) -> Iterator[str]:

@@ -20,6 +20,7 @@ from mingle.layers import LinearGroup, MixtureLinear, Placement
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
 from mingle.methods._seed_samples import derived_generator, seed_report
+from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
 from mingle.subspace import NullSpaceProjector, extend_basis
 
@@ -32,14 +33,14 @@ class AdaptedGates(NamedTuple):
     report: dict[str, Any]
 
 
-def static_gates(experts: Experts, value: float) -> dict[str, Tensor]:
+def static_gates(experts: Experts, value: float, dtype: torch.dtype) -> dict[str, Tensor]:
     """Gates that are ``value`` for every input: w = 0, c = value."""
     gates: dict[str, Tensor] = {}
     for name, tensor in experts.items():
         if name.endswith(".A"):
             linear = name.removesuffix(".A")
-            gates[f"{linear}.weight"] = tensor.new_zeros(tensor.shape[1])
-            gates[f"{linear}.bias"] = tensor.new_tensor(value)
+            gates[f"{linear}.weight"] = torch.zeros(tensor.shape[1], dtype=dtype)
+            gates[f"{linear}.bias"] = torch.tensor(value, dtype=dtype)
     return gates
 
 
@@ -47,17 +48,20 @@ def adapt_gates(
     state: State,
     arrival: Arrival,
     options: ResolvedOptions,
-    experts: Experts,
+    newest: Tensors,
     replay: MingleReplay,
     progress: Progress = silent,
 ) -> AdaptedGates:
-    """Distils the checkpoint into the newest gate rows, then collects the directions they rely on."""
+    """Distils the checkpoint into the newest gate rows, then collects the directions they rely on.
+
+    ``newest``: the tensors of the new step so far.
+    """
     generator = derived_generator(arrival, len(state.steps))
     seeds = choose_seeds(state.base, arrival, options, replay, generator)
     place = Placement(torch.bfloat16 if options.trunk == "bfloat16" else None)
     if place.dtype is not None:
         state = replace(state, base=replace(state.base, dtype=place.dtype))
-    model, layers = open_gates(state, options, experts, generator, replay.gates or {})
+    model, layers = open_gates(state, options, newest, generator, replay.gates or {})
     place.place(model)
     batches = replay.batches
     if batches is None:
@@ -71,12 +75,12 @@ def adapt_gates(
 def open_gates(
     state: State,
     options: MingleOptions,
-    experts: Experts,
+    newest: Tensors,
     generator: torch.Generator,
     given: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({}),
 ) -> tuple[nn.Module, dict[str, MixtureLinear]]:
     """The model with the new experts and a trainable gate row for each; ``given`` rows instead of drawn."""
-    model, layers = assemble(state, options, experts)
+    model, layers = assemble(state, options, newest)
     for name, layer in layers.items():
         weight, bias = given.get(name) or _initial_gate(layer, options, generator)
         layer.gate.append(weight, bias, trainable=True)

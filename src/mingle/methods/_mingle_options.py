@@ -1,13 +1,17 @@
 """Options, presets and replays of the method; each preset states every option that makes it what it is."""
 
+import math
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+import torch
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from mingle.adaptation import SeedSelection
 from mingle.config import Options
+from mingle.errors import ConfigError
 from mingle.layers import GateReduction
 from mingle.methods.base_method import Base
 from mingle.subspace import Basis, Projection
@@ -16,19 +20,56 @@ REFERENCE_WIDTH = 768
 """The width that the paper's rank belongs to."""
 
 
+def _budget(value: object) -> object:
+    text = str(value).strip().upper()
+    if value is None:
+        return None
+    if not isinstance(value, bool) and re.fullmatch("[0-9]{1,9}", text) and int(text):
+        return int(text)
+    if (found := re.fullmatch(r"([0-9]{1,9}(\.[0-9]{1,9})?) ?MB", text)) and float(found[1]):
+        return f"{found[1]}MB"
+    raise ValueError("expected ranks in every Linear, such as 48, or experts in MB, such as 20MB")
+
+
+Budget = Annotated[int | str | None, BeforeValidator(_budget)]
+"""Ranks of all experts of a Linear together, or MB (10^6 bytes) of all experts as they are stored."""
+
+
+def bytes_of(budget: str) -> float:
+    """A budget in MB as bytes."""
+    return float(budget.removesuffix("MB")) * 1e6
+
+
 class ExpertOptions(Options):
     """How a checkpoint becomes experts.
 
     ``rank`` left out follows the model's width d: ``rank = clamp(64·d/768, 16, 64)``, the paper's at d ≥ 768.
+    ``stored``: A and B are rounded to this once, when they are made, and used as such from then on – to
+    project later tasks, to adapt gates, to predict. ``exact``: the base's precision, in which models compute
+    either way.
     """
 
     sites: str = "full"
     rank: int | None = Field(None, ge=1)
     projection: Projection = "block"
+    stored: Literal["exact", "bfloat16", "float16"] = "exact"
+
+    @property
+    def stored_dtype(self) -> torch.dtype | None:
+        """What A and B are rounded to, if anything."""
+        return {"exact": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.stored]
 
 
 class GateOptions(ExpertOptions):
-    """How gates are trained and what protects the earlier tasks from them."""
+    """How gates are trained and what protects the earlier tasks from them.
+
+    ``budget``: what the experts of all tasks may take together; None: as many as there are tasks. Beyond it
+    experts whose ΔW have a cosine of ``merge_cosine`` or more become one (above 1: none do), and the ranks
+    with the least of their task's energy are given up.
+    """
+
+    budget: Budget = None
+    merge_cosine: float = Field(0.95, gt=0)
 
     gate_reduction: GateReduction = "sample"
     gate_init: Literal["zeros", "normal"] = "zeros"
@@ -81,11 +122,21 @@ def width_rule(base: Base) -> int:
 def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
     """Mingle's options as far as these name them, the rest at its defaults, rank by the width rule.
 
-    Raises UnknownNameError for the sites.
+    Raises UnknownNameError for the sites, ConfigError for MB that do not hold a rank in every Linear.
     """
-    base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
+    groups = base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
     chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
-    return ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
+    resolved = ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
+    if isinstance(resolved.budget, str):
+        linears = [f"{name}.weight" for group in groups for name in group.linears]
+        numbers = sum(sum(base.checkpoint.entries[name].shape) for name in linears)
+        least = numbers * (resolved.stored_dtype or base.dtype).itemsize
+        if bytes_of(resolved.budget) < least:
+            raise ConfigError(
+                f"budget: {resolved.budget} is less than one rank in each of {len(linears)} Linears; "
+                f"expected at least {math.ceil(least / 1e3) / 1e3:g}MB"
+            )
+    return resolved
 
 
 PAPER: dict[str, Any] = {

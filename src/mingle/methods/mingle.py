@@ -1,7 +1,8 @@
 """MINGLE (arXiv 2505.11883): low-rank experts, input-dependent gates, null-space constrained adaptation.
 
 A step holds what its task added: ``experts``, ``gates`` and ``subspace`` (see `_mingle_experts` and
-`_mingle_gates`). Steps of earlier tasks are never touched again.
+`_mingle_gates`), and under a budget what is left of all experts (`base_experts`). Steps of earlier tasks are
+never touched again.
 """
 
 import time
@@ -10,9 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
+from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
 from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions, resolve
+from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, require_seeds, silent
 
 
@@ -50,11 +53,20 @@ class Mingle(Method[MingleOptions]):
         options = resolve(self.options, state.base)
         started = time.perf_counter()
         experts, energy = build_experts(state, arrival, options, replay.effective_ranks, progress)
+        newest, budget = within_budget(
+            state, arrival.name, experts, energy["norm"], options.budget, options.merge_cosine
+        )
         built = time.perf_counter()
-        gates, subspace, adaptation = self._gates(state, arrival, options, experts, replay, progress)
+        gates, subspace, adaptation = self._gates(state, arrival, options, newest, replay, progress)
         timing = {"experts": built - started, "adaptation": time.perf_counter() - built}
-        report = {"settings": options.model_dump(), "energy": energy, "timing": timing, **adaptation}
-        tensors = {"experts": experts, "gates": gates, "subspace": subspace}
+        report = {
+            "settings": options.model_dump(),
+            "energy": energy,
+            "timing": timing,
+            **budget,
+            **adaptation,
+        }
+        tensors = {**newest, "gates": gates, "subspace": subspace}
         return state.append(Step(arrival.name, tensors, arrival.head, report))
 
     def model(self, state: State, task: str | None = None) -> nn.Module:
@@ -67,13 +79,13 @@ class Mingle(Method[MingleOptions]):
         state: State,
         arrival: Arrival,
         options: ResolvedOptions,
-        experts: dict[str, Tensor],
+        newest: Tensors,
         replay: MingleReplay,
         progress: Progress,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
         if options.gates == "static":
-            return static_gates(experts, options.static_gate), {}, {}
-        return adapt_gates(state, arrival, options, experts, replay, progress)
+            return static_gates(newest["experts"], options.static_gate, state.base.dtype), {}, {}
+        return adapt_gates(state, arrival, options, newest, replay, progress)
 
 
 PLUGIN = Mingle

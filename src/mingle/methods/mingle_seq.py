@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from mingle.adaptation import draw_batches
 from mingle.backbones import count
-from mingle.layers import MixtureLinear
+from mingle.layers import LowRankExpert, MixtureLinear
+from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import GateTraining, gate_tensors, new_directions, open_gates, train_gates
-from mingle.methods._mingle_options import GateOptions, resolve
+from mingle.methods._mingle_options import GateOptions, ResolvedOptions, resolve
 from mingle.methods._seed_samples import (
     LabelledMethod,
     cross_entropy_on,
@@ -20,6 +21,7 @@ from mingle.methods._seed_samples import (
     seed_report,
 )
 from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
+from mingle.subspace import svd_of_factors
 
 
 class MingleSeqOptions(GateOptions):
@@ -53,7 +55,11 @@ class MingleSeq(LabelledMethod[MingleSeqOptions]):
         base, options = state.base, resolve(self.options, state.base)
         generator = derived_generator(arrival, len(state.steps))
         experts, energy = build_experts(state, arrival, options, {}, progress)
-        model, layers = open_gates(state, options, experts, generator)
+        kept, budget = within_budget(
+            state, arrival.name, experts, energy["norm"], options.budget, options.merge_cosine
+        )
+        experts = dict(kept["experts"])
+        model, layers = open_gates(state, options, kept, generator)
         newest = {name: _NewestExpert(layer, len(experts[f"{name}.A"])) for name, layer in layers.items()}
         entropy = cross_entropy_on(base, model, pool.batch, labels, head)
 
@@ -67,14 +73,16 @@ class MingleSeq(LabelledMethod[MingleSeqOptions]):
         factors = [factor for expert in newest.values() for factor in (expert.A, expert.B)]
         losses = train_gates(state, options, layers, GateTraining(loss, batches, factors, progress))
         for name, expert in newest.items():
-            experts[f"{name}.A"], experts[f"{name}.B"] = expert.finish()
+            experts[f"{name}.A"], experts[f"{name}.B"] = expert.finish(options, name)
         tensors = {
+            **kept,
             "experts": experts,
             "gates": gate_tensors(layers, options),
             "subspace": new_directions(state, options, model, layers, pool.batch, head),
         }
         seeds = seed_report(pool, "all", torch.arange(samples))
         report = {"settings": self.settings(base), "energy": energy, "losses": losses, "seeds": seeds}
+        report |= budget
         return state.append(Step(arrival.name, tensors, arrival.head, report))
 
     def model(self, state: State, task: str | None = None) -> nn.Module:
@@ -97,10 +105,20 @@ class _NewestExpert:
         self.layer.A, self.layer.B = torch.cat([A, self.A]), torch.cat([B, self.B], dim=1)
 
     @torch.no_grad()
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """Leaves the trained factors in the layer, frozen, and returns them."""
+    def finish(self, options: ResolvedOptions, name: str) -> tuple[Tensor, Tensor]:
+        """Leaves the trained factors in the layer, frozen, as they are stored, and returns them.
+
+        Under a budget as their SVD again: later steps drop the last ranks. Raises DivergedError.
+        """
+        expert = LowRankExpert(self.A.detach(), self.B.detach())
+        if options.budget is not None and len(expert.A):
+            U, S, V = svd_of_factors(expert.B, expert.A)
+            expert = LowRankExpert(A=S[:, None] * V.mT, B=U.contiguous())
+        if options.stored_dtype is not None:
+            expert = expert.rounded(options.stored_dtype, name)
+        self.A, self.B = (nn.Parameter(f.to(self.layer.A)) for f in (expert.A, expert.B))
         self.write()
-        return self.A.detach(), self.B.detach()
+        return expert.A, expert.B
 
 
 PLUGIN = MingleSeq

@@ -15,9 +15,10 @@ from torch import Tensor
 from mingle.backbones import Samples
 from mingle.config import Options
 from mingle.errors import ConfigError
-from mingle.files import NAME_PATTERN, exists, read_json
+from mingle.files import NAME_PATTERN, exists
 from mingle.suites.base_samples import load_samples
 from mingle.suites.base_suite import SUITES, Suite
+from mingle.weights import read_json
 
 SUPPORTED_SCHEMA = 1
 
@@ -64,12 +65,7 @@ class FolderSuite(Suite):
     def description(self) -> dict[str, Any]:
         """``suite.json``. Raises ConfigError when it is missing, damaged or of a newer schema."""
         path = self.folder / "suite.json"
-        try:
-            value = read_json(path)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: not a readable suite description ({error})") from error
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        value = read_json(path, ConfigError, "a readable suite description")
         if value.get("schema") != SUPPORTED_SCHEMA:
             raise ConfigError(
                 f"{path}: expected schema {SUPPORTED_SCHEMA}, found {value.get('schema')!r}; update mingle"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mingle.backbones import Samples
 from mingle.config import Options
-from mingle.errors import ConfigError
+from mingle.errors import ConfigError, translated
 from mingle.suites.base_suite import Suite
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -143,11 +143,8 @@ class RecipeSuite(Suite):
             from datasets import load_dataset
         except ImportError as error:
             raise ConfigError(f"data of {task!r}: reading data from the Hub needs {INSTALL}") from error
-        try:
+        with translated(ConfigError, f"{data.id}: split {split!r} not readable"):
             return load_dataset(str(folder), data.config, split=data.test if split == "test" else data.train)
-        except Exception as error:  # whatever datasets makes of a damaged copy
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{data.id}: split {split!r} not readable ({reason})") from error
 
     def _place(self, model: HubModel) -> str | Path:
         local = self._local_model(model)

@@ -76,7 +76,7 @@ class Entry:
                 if self.first is None:
                     whole: Tensor = file.get_tensor(self.stored_name)
                     return whole
-                number = self.shape[::-1][0] if self.transposed else self.shape[0]
+                number = self.shape[-1 if self.transposed else 0]
                 rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + number]
                 return rows
         except (SafetensorError, OSError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mingle import files
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, MingleError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")
@@ -98,14 +98,16 @@ def _refusal(path: Path) -> str:
     return f"{path}: expected a .safetensors file, found {path.suffix or 'no suffix'}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object beside a checkpoint. Raises CheckpointError."""
+def read_json(
+    path: Path, kind: type[MingleError] = CheckpointError, what: str = "readable as JSON"
+) -> dict[str, Any]:
+    """A JSON object, such as those beside a checkpoint. Raises ``kind``, where the file is not ``what``."""
     try:
         value = files.read_json(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+        raise kind(f"{path}: not {what} ({error})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise kind(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 

@@ -1,7 +1,7 @@
 """Each expert as a LoRA adapter of the base, which PEFT loads, for methods with low-rank experts."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mingle.export.model_files import FORMAT
 from mingle.export.target import Target
-from mingle.methods import NoOptions, Step
+from mingle.methods import NoOptions
+from mingle.methods.base_experts import Tensors, lone_expert
 from mingle.methods.base_method import Progress
 from mingle.methods.base_weights import WeightsMethod
 from mingle.state import MergeRun
@@ -47,10 +48,12 @@ class Peft(Target[NoOptions]):
         """One adapter folder per task; says what none of them holds."""
         model = run.backbone.skeleton(run.base.checkpoint)
         name, steps = public_name(str(run.base_source)), run.state.steps
+        tensors = [step.tensors for step in steps]
         merged: set[str] = set()
         for done, step in enumerate(steps, start=1):
             (folder / step.task).mkdir()
-            merged |= _write_adapter(step, run, model, name, folder / step.task)
+            experts = _alone(tensors, done - 1)
+            merged |= _write_adapter(experts, run, model, name, folder / step.task)
             progress("adapters", done, len(steps))
         left = [tensor for tensor in run.base.checkpoint.names() if tensor not in merged]
         return {
@@ -64,9 +67,22 @@ class Peft(Target[NoOptions]):
         }
 
 
-def _write_adapter(step: Step, run: MergeRun, model: nn.Module, base: str, folder: Path) -> set[str]:
+def _alone(steps: Sequence[Tensors], index: int) -> dict[str, Tensor]:
+    """What is added with the gate of one task at 1 and all others at 0. PEFT has no rank 0: one of zeros."""
+    experts = dict(steps[index]["experts"])
+    for linear in [name.removesuffix(".A") for name in experts if name.endswith(".A")]:
+        expert = lone_expert(steps, index, linear)
+        A, B = expert.A, expert.B
+        if not len(A):
+            A, B = A.new_zeros(1, A.shape[1]), B.new_zeros(len(B), 1)
+        experts |= {f"{linear}.A": A, f"{linear}.B": B}
+    return experts
+
+
+def _write_adapter(
+    experts: Mapping[str, Tensor], run: MergeRun, model: nn.Module, base: str, folder: Path
+) -> set[str]:
     """Writes one adapter and returns the names of the base's tensors that it changes."""
-    experts = step.tensors["experts"]
     ranks = {name.removesuffix(".A"): len(experts[name]) for name in experts if name.endswith(".A")}
     norms = sorted(
         name.removesuffix(".weight")

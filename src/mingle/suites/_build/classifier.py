@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from mingle.suites._build.folder import WorkFolder, write_json, write_whole
+from mingle.suites._build.folder import WorkFolder, write_whole
 from mingle.suites._build.training import Schedule, on_device, train
+from mingle.weights.source import write_json
 
 RIDGE, SCALE = 0.01, 10.0
 Kwargs = dict[str, Tensor]

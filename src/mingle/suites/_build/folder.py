@@ -1,13 +1,11 @@
 """Where everything of a build lies under the cache folder, and writing that a kill cannot spoil."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -93,8 +91,3 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> None:
     write(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """A JSON file with an indentation of two."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 from mingle.errors import ConfigError
-from mingle.suites._build.folder import WorkFolder, write_json, write_whole
+from mingle.suites._build.folder import WorkFolder, write_whole
 from mingle.suites._build.model_folder import same_files
 from mingle.suites._build.packages import Package, missing
 from mingle.suites._build.workers import Progress, T, choose_jobs, finetune_all, steps_left
+from mingle.weights.source import write_json
 
 
 @dataclass(frozen=True)

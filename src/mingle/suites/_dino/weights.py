@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mingle.errors import ConfigError
-from mingle.suites._build.folder import write_json
 from mingle.suites._dino.recipe import BLOCKS, MEAN, SIDE, STD
+from mingle.weights.source import write_json
 
 RENAMED = {
     "attention.attention.query": "attention.q_proj",

@@ -16,12 +16,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit
 
 from mingle.suites._build.draws import generator
-from mingle.suites._build.folder import write_json, write_whole
+from mingle.suites._build.folder import write_whole
 from mingle.suites._build.training import Schedule, train
 from mingle.suites._glyph.augment import compose, erase, normalise
 from mingle.suites._glyph.build_folder import Bag, BuildFolder, load_bag
 from mingle.suites._glyph.recipe import IMAGE_SIZE, Task
 from mingle.suites._glyph.tower import LOGIT_SCALE, embed, load_tower
+from mingle.weights.source import write_json
 
 BATCH, PEAK, WARM_UP, DECAY, SAVE_EVERY = 64, 5e-4, 100, 0.05, 50
 HEAD_IMAGES = 200  # augmented training images per class that a head's row averages

@@ -1,0 +1,26 @@
+"""What it costs to bound the experts of all tasks together, and to store them in half precision.
+
+A budget of k ranks for T tasks stands beside experts of rank k / T at T = 20, and beside as many bytes shared
+by all Linears on the tower of the glyph suites, where 1 rank in every Linear takes 0.0553 MB.
+"""
+
+from mingle.benchmark.plan import Contender, Table
+from mingle.benchmark.tables.base_rows import MINGLE, sweep
+
+RANKS = (160, 80, 40, 20, 10)
+
+PLUGIN = Table(
+    "Budget and precision of the experts",
+    (
+        MINGLE,
+        *sweep("budget", RANKS),
+        *(
+            Contender(f"budget {size}MB", "mingle", options={"budget": f"{size}MB"})
+            for size in ("4.424", "2.212", "1.106")
+        ),
+        *sweep("rank", (8, 4, 2, 1)),
+        *sweep("stored", ("bfloat16", "float16")),
+    ),
+    ("acc", "bwt", "mixed_acc", "parameters", "megabytes", "seconds", "images_per_second"),
+    curves=("budget",),
+)
