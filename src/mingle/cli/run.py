@@ -173,7 +173,7 @@ def undo(run: RunFolder, wait: Wait = 0, json: Json = False) -> None:
     """Drop the newest step; the run is then as it was before that task."""
     from mingle.state import History
 
-    with _alone(run, wait, check_files=False):
+    with _alone(run, wait):
         opened = History.open(run, check_files=False)
         task = opened.undo()
     left = ", ".join(opened.tasks) or "none"
@@ -181,12 +181,12 @@ def undo(run: RunFolder, wait: Wait = 0, json: Json = False) -> None:
 
 
 @contextmanager
-def _alone(run: Path, wait: float, *, check_files: bool = True) -> Iterator[None]:
+def _alone(run: Path, wait: float) -> Iterator[None]:
     """While it lasts no other process writes to the run. Raises RunLockedError after ``wait`` seconds."""
     from mingle.errors import RunLockedError
     from mingle.state import History
 
-    waiting = History.open(run, check_files=check_files)
+    waiting = History.open(run, check_files=False)
     with ExitStack() as stack:
         try:
             stack.enter_context(waiting.lock())

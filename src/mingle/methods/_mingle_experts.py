@@ -21,7 +21,7 @@ Experts = Mapping[str, Tensor]
 
 def merged_groups(base: Base, options: ExpertOptions) -> list[LinearGroup]:
     """The Linears that the options select, by shared input. Raises UnknownNameError."""
-    return base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
+    return base.backbone.groups(base.outline, options.sites)
 
 
 def build_experts(
