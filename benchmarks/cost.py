@@ -10,18 +10,13 @@ machine hardly changes, or with --wall the clock. Peak memory comes from one new
 both sides compute the same numbers the row says how far they are apart.
 """
 
-import argparse
-import multiprocessing
-import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import plain
 import torch
+from measure import Settings, in_turn, memory_of, options, settings
 from random_models import (
     BATCH,
     BLOCK,
@@ -42,18 +37,8 @@ from mingle.adaptation import GateGroup, adapt, soft_cross_entropy
 from mingle.layers import LowRankExpert, Placement, build_expert
 from mingle.subspace import SecondMoment, extend_basis
 
-GB = 2**30
 Factors = list[tuple[Tensor, Tensor]]
 """(B, A) of every expert."""
-
-
-class Settings(NamedTuple):
-    """What the command line says."""
-
-    repetitions: int
-    blocks: int
-    clock: Callable[[], float]
-    quick: bool
 
 
 class Row(NamedTuple):
@@ -63,18 +48,6 @@ class Row(NamedTuple):
     ratio: float
     wanted: str
     note: str = ""
-
-
-def in_turn(sides: Mapping[str, Callable[[], object]], given: Settings) -> dict[str, float]:
-    """Median seconds of every side; one run of each to warm up, then all of them in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repetition in range(given.repetitions + 1):
-        for name, side in sides.items():
-            started = given.clock()
-            side()
-            if repetition:
-                seconds[name].append(given.clock() - started)
-    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 # --- expert construction
@@ -88,7 +61,9 @@ def construction(given: Settings) -> Iterator[Row]:
         earlier = {name: experts(shape, count - 1) for name, shape in BLOCK.items()}
         apart = max(_experts_apart(deltas[name], earlier[name]) for name in ("q", "fc1", "fc2"))
         made = {"plain": plain.expert, "ours": our_expert}
-        took = in_turn({side: partial(_each, make, deltas, earlier) for side, make in made.items()}, given)
+        took = in_turn(
+            {side: partial(each_linear, make, deltas, earlier) for side, make in made.items()}, given
+        )
         note = f"{took['ours']:.2f} s a block; apart {apart:.0e}"
         yield Row(f"construction, T = {count}", took["plain"] / took["ours"], wanted[count], note)
 
@@ -102,7 +77,10 @@ def our_expert(
     return found.B, found.A, energy.effective_rank
 
 
-def _each(make: Callable[..., object], deltas: Mapping[str, Tensor], earlier: Mapping[str, Factors]) -> None:
+def each_linear(
+    make: Callable[..., object], deltas: Mapping[str, Tensor], earlier: Mapping[str, Factors]
+) -> None:
+    """The experts of one block."""
     for name in BLOCK:
         make(deltas[name], earlier[name], RANK)
 
@@ -235,16 +213,8 @@ def inference(given: Settings) -> Iterator[Row]:
 # --- memory
 
 
-def peak() -> float:
-    """Largest resident memory of this process so far, in GB; getrusage would count its parent's too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / GB
-
-
-def memory_of(side: str, blocks: int, answer: Connection) -> None:
-    """Answers with what two steps of one side take beyond the imports and the experts' factors."""
-    torch.set_num_threads(2)
-    before = peak()
+def two_steps(side: str, blocks: int) -> None:
+    """Two steps of one side, T = 8, from its random experts on."""
     theirs, layers = plain_tower(8, "batch", blocks)
     if side == "ours":
         model, groups = our_tower(layers, "batch", trainable=True)
@@ -255,19 +225,11 @@ def memory_of(side: str, blocks: int, answer: Connection) -> None:
         run = plain_step(layers, theirs)
     run()
     run()
-    answer.send(peak() - before)
 
 
 def memory(given: Settings) -> Iterator[Row]:
     """Peak of a step, T = 8, models and experts included."""
-    found = {}
-    for side in ("plain", "ours"):
-        answer, question = multiprocessing.Pipe(duplex=False)
-        spawn = multiprocessing.get_context("spawn").Process
-        process = spawn(target=memory_of, args=(side, given.blocks, question))
-        process.start()
-        found[side] = answer.recv()
-        process.join()
+    found = {side: memory_of(two_steps, side, given.blocks) for side in ("plain", "ours")}
     note = ", ".join(f"{side} {size:.1f} GB" for side, size in found.items())
     yield Row("peak memory of a step, T = 8", found["ours"] / found["plain"], "≤ 0.5, aim 0.4", note)
 
@@ -283,22 +245,16 @@ PARTS: dict[str, Callable[[Settings], Iterator[Row]]] = {
 
 def main() -> None:
     """Prints the table, a row as soon as it is measured."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--blocks", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--wall", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    clock = time.perf_counter if given.wall else time.process_time
-    repetitions, blocks = (1, 2) if given.quick else (given.repetitions, given.blocks)
+    chosen = settings(given)
+    if given.quick:
+        chosen = chosen._replace(repetitions=1, blocks=2, quick=True)
     print(f"{'what':<62} {'ratio':>6}  {'at least':<14} note")
     for name in given.only:
-        for row in PARTS[name](Settings(repetitions, blocks, clock, given.quick)):
+        for row in PARTS[name](chosen):
             print(f"{row.what:<62} {row.ratio:>6.2f}  {row.wanted:<14} {row.note}", flush=True)
 
 

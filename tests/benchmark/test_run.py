@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -24,6 +26,7 @@ from mingle.errors import ConfigError, DivergedError
 from mingle.methods import METHODS
 from mingle.state import MergeRun
 from tests.benchmark.conftest import ROWS
+from tests.state.helpers import in_child, status_of
 
 TIMED = ("cost", "step_seconds", "bytes", "machine")
 
@@ -216,6 +219,35 @@ def test_a_process_that_dies_fails_its_own_cell():
     assert outcomes.keys() == set(range(5))
     assert "its process died" in outcomes.pop(1)["reason"]
     assert all(outcome == {"status": "done", "seed": seed} for seed, outcome in outcomes.items())
+
+
+def test_what_a_killed_cell_leaves_goes_with_the_next(shared_suite, tmp_path, monkeypatch):
+    """Not what a living process is using."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    print_of = cells.combined(cells.checkpoint_fingerprints(str(shared_suite), ("task1",)))
+    cell = cells.Cell(str(shared_suite), print_of, ("task1",), 42, "average", "default", {}, samples=4)
+    done, ready = os.pipe(), os.pipe()
+
+    def stay():
+        os.close(done[1])  # it ends with the test, however that ends
+        with cells.temporary_run() as place:
+            place.mkdir()
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+
+    neighbour = in_child(stay)
+    os.read(ready[0], 1)
+    [used] = tmp_path.glob("mingle-cell-*")
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS.get("average"), "update", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert status_of(in_child(lambda: cells.compute(cell))) == -signal.SIGKILL
+    [left] = {*tmp_path.glob("mingle-cell-*")} - {used}
+    assert (left / "run" / "mingle.json").exists()
+    assert cells.compute(cell)["status"] == "done"
+    assert [*tmp_path.glob("mingle-cell-*")] == [used]
+    os.write(done[1], b"x")
+    assert status_of(neighbour) == 0
+    assert not [*tmp_path.iterdir()]
 
 
 def test_other_data_is_another_suite(suite_copy):

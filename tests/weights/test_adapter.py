@@ -1,5 +1,6 @@
 """A LoRA adapter is the checkpoint that PEFT would merge it into; what cannot be that is refused by name."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -89,6 +90,8 @@ def test_outputs_are_those_of_the_adapter_model(make, base, settings):
     folder, expected = make(**settings)
     checkpoint = opened(folder, base)
     check_against(base.checkpoint, checkpoint)
+    for entry in checkpoint.entries.values():
+        assert torch.equal(entry.feed(hashlib.sha256()), entry.read())
     found = says(BACKBONE.build(checkpoint, base.checkpoint))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert (found - says(base.model())).abs().max() > 1e-2

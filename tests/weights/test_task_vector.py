@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from mingle.backbones.clip import Clip
 from mingle.errors import CheckpointError, MismatchError
-from mingle.weights import check_against, task_vector
+from mingle.weights import Entry, check_against, task_vector
 
 BACKBONE = Clip()
 PROJECTION = "visual_projection.weight"
@@ -109,6 +109,28 @@ def test_every_floating_precision_is_welcome(arrived, origin, zoo, dtype):
     assert problems(origin, arrived(**{PROJECTION: spoiled})) == [
         f"{PROJECTION}: 1 non-finite values (NaN or Inf)"
     ]
+
+
+def test_the_check_leaves_the_fingerprint_behind(arrived, origin, monkeypatch):
+    checkpoint, fresh = arrived(), BACKBONE.open(arrived().folder).fingerprint
+    check_against(origin, checkpoint)
+    monkeypatch.setattr(Entry, "read", None)
+    assert checkpoint.fingerprint == fresh
+    # Where it did not read everything it knows none.
+    monkeypatch.undo()
+    changed = arrived(extra=torch.zeros(2))
+    problems(origin, changed)
+    assert "fingerprint" not in vars(changed)
+    assert changed.fingerprint == BACKBONE.open(changed.folder).fingerprint != fresh
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0)])
+def test_values_that_are_not_finite_are_counted_in_every_shape(arrived, origin, shape):
+    for value in (0.0, float("nan"), float("inf"), float("-inf")):
+        tensor = torch.full(shape, value)
+        found = problems(origin, arrived(**{PROJECTION: tensor}))
+        bad = 0 if value == 0 else tensor.numel()
+        assert [f"{PROJECTION}: {bad} non-finite values (NaN or Inf)"] * bool(bad) == found[1:]
 
 
 def test_task_vector_is_the_difference(zoo, origin):

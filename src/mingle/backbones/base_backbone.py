@@ -146,8 +146,8 @@ class Backbone(ABC):
     ) -> nn.Module:
         """The checkpoint as a frozen model in eval mode; tensors it leaves out come from ``fallback``."""
         model = self.skeleton(fallback or checkpoint)
-        state = dict(fallback.tensors(dtype)) if fallback else {}
-        state.update(checkpoint.tensors(dtype))
+        entries = {**(fallback.entries if fallback else {}), **checkpoint.entries}
+        state = {name: entry.read().to(dtype) for name, entry in entries.items()}
         return self.load(model, state, checkpoint.source)
 
     def load(self, model: nn.Module, state: dict[str, Tensor], source: str = "weights") -> nn.Module:

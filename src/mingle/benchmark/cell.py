@@ -1,9 +1,11 @@
 """Computing one cell: merge a suite in an order with a method, and score it."""
 
 import hashlib
+import shutil
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +22,10 @@ from mingle.methods import Base
 from mingle.methods.base_method import Progress, labelled, silent
 from mingle.provenance import machine, versions
 from mingle.state import MergeRun
+from mingle.state.lock import hold
 from mingle.suites import RawSamples, Suite, open_suite, pick, suite_samples, task_head
 
+TEMPORARY = "mingle-cell-"
 LOOKED_AT = 64
 """Samples of a task's test set, and of its seeds, that tell one version of the data from another."""
 
@@ -45,8 +49,8 @@ def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     tasks = tuple(task for task in suite.tasks if task in cell.tasks)
     if combined(checkpoint_fingerprints(cell.suite, tasks)) != cell.fingerprint:
         raise ConfigError(f"suite {cell.suite!r} on this machine is not the one the benchmark started with")
-    with tempfile.TemporaryDirectory(prefix="mingle-cell-") as temporary:
-        run = _merge(cell, suite, folder or Path(temporary) / "run", progress)
+    with temporary_run() if folder is None else nullcontext(folder) as place:
+        run = _merge(cell, suite, place, progress)
         tests = _tests(cell.suite, tasks, cell.samples, cell.corruption)
         scored = {task: tests[task] for task in cell.tasks}
         evaluation = evaluate_run(run, scored, progress=progress)
@@ -59,6 +63,21 @@ def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
         "versions": versions(),
         "machine": machine(),
     }
+
+
+@contextmanager
+def temporary_run() -> Iterator[Path]:
+    """Where a run may be while it is needed; what killed processes have left there is removed first."""
+    # A folder is locked before there is a run in it, so a run without a lock is nobody's.
+    for left in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*/run"):
+        with suppress(MingleError), hold(left.parent):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    with hold(made):
+        try:
+            yield made / "run"
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def combined(fingerprints: Mapping[str, str]) -> str:

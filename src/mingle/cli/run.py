@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show
-
-if TYPE_CHECKING:
-    from mingle.state import MergeRun
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Track = Annotated[
@@ -85,12 +82,14 @@ def add(
 ) -> None:
     """Merge one more checkpoint. A failure or a kill at any moment leaves the run as it was."""
     from mingle.backbones import read_names
+    from mingle.state import MergeRun
     from mingle.tracking import open_tracker, track_step
 
     names = read_names(classes) if classes else None
     prompts = read_names(templates) if templates else None
     with ExitStack() as stack:
-        opened = stack.enter_context(_alone(run, wait, base=base))
+        stack.enter_context(_alone(run, wait))
+        opened = MergeRun.open(run, base=base)
         tracker = stack.enter_context(open_tracker(track, opened) if track else nullcontext())
         progress = stack.enter_context(progress_bar())
         step = opened.add(
@@ -111,9 +110,9 @@ def add(
 
 def log(run: RunFolder, json: Json = False) -> None:
     """List the merged tasks, oldest first."""
-    from mingle.state import MergeRun
+    from mingle.state import History
 
-    opened = MergeRun.open(run)
+    opened = History.open(run)
     steps = [opened.info(task) for task in opened.tasks]
     entries = [
         {"step": number, **{key: info[key] for key in ("task", "created", "seconds", "checkpoint")}}
@@ -133,9 +132,9 @@ def show_run(
     json: Json = False,
 ) -> None:
     """Show method, options, base and size of a run, or all about one of its steps."""
-    from mingle.state import MergeRun
+    from mingle.state import History
 
-    opened = MergeRun.open(run)
+    opened = History.open(run)
     if task is not None:
         info = opened.info(task)
         checkpoint = info["checkpoint"]
@@ -162,9 +161,9 @@ def show_run(
 
 def verify(run: RunFolder, json: Json = False) -> None:
     """Read every byte and compare it with its hash. Exit code 1 if anything is damaged."""
-    from mingle.state import MergeRun
+    from mingle.state import History
 
-    problems = MergeRun.open(run, check_files=False).verify()
+    problems = History.open(run, check_files=False).verify()
     text = "\n".join(problems) if problems else f"{run}: whole, every file matches its hash"
     show({"whole": not problems, "problems": problems}, text, as_json=json)
     raise typer.Exit(1 if problems else 0)
@@ -172,21 +171,22 @@ def verify(run: RunFolder, json: Json = False) -> None:
 
 def undo(run: RunFolder, wait: Wait = 0, json: Json = False) -> None:
     """Drop the newest step; the run is then as it was before that task."""
-    with _alone(run, wait, check_files=False) as opened:
+    from mingle.state import History
+
+    with _alone(run, wait):
+        opened = History.open(run, check_files=False)
         task = opened.undo()
     left = ", ".join(opened.tasks) or "none"
     show({"undone": task, "tasks": list(opened.tasks)}, f"{task}: undone; left: {left}", as_json=json)
 
 
 @contextmanager
-def _alone(
-    run: Path, wait: float, *, base: str | None = None, check_files: bool = True
-) -> Iterator["MergeRun"]:
-    """The run as it is once no other process writes to it. Raises RunLockedError after ``wait`` seconds."""
+def _alone(run: Path, wait: float) -> Iterator[None]:
+    """While it lasts no other process writes to the run. Raises RunLockedError after ``wait`` seconds."""
     from mingle.errors import RunLockedError
-    from mingle.state import MergeRun
+    from mingle.state import History
 
-    waiting = MergeRun.open(run, check_files=False)
+    waiting = History.open(run, check_files=False)
     with ExitStack() as stack:
         try:
             stack.enter_context(waiting.lock())
@@ -195,7 +195,7 @@ def _alone(
                 raise
             typer.echo(f"mingle: {error} … waiting for up to {wait:g} s", err=True)
             stack.enter_context(waiting.lock(wait))
-        yield MergeRun.open(run, base=base, check_files=check_files)
+        yield
 
 
 def _describe(report: dict[str, Any]) -> list[str]:

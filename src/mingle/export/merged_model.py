@@ -38,7 +38,7 @@ class MergedModel:
 
     def classes(self, task: str) -> tuple[str, ...]:
         """Class names of a task; none where it has no head. Raises UnknownNameError."""
-        head = self.run.state.step(task).head
+        head = self.run.head(task)
         return head.classes if head else ()
 
     def predict(self, samples: str | Path | Samples, task: str) -> tuple[Tensor, tuple[str, ...]]:

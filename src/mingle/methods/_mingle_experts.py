@@ -21,7 +21,7 @@ Experts = Mapping[str, Tensor]
 
 def merged_groups(base: Base, options: ExpertOptions) -> list[LinearGroup]:
     """The Linears that the options select, by shared input. Raises UnknownNameError."""
-    return base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
+    return base.backbone.groups(base.outline, options.sites)
 
 
 def build_experts(
@@ -117,9 +117,11 @@ def _energy_report(
     base: Base, arrival: Arrival, energies: Mapping[str, Energy], vectors: Experts
 ) -> dict[str, Any]:
     """Shares of ``‖θt − θ0‖²`` that were kept, dropped by projection, by rank, and not merged at all."""
-    total = sum(
+    left = {*arrival.checkpoint.names()} - {*vectors, *(f"{name}.weight" for name in energies)}
+    total = sum(e.total for e in energies.values()) + sum(map(_energy, vectors.values()))
+    total += sum(
         _energy(task_vector(base.checkpoint, arrival.checkpoint, name, torch.float64))
-        for name in arrival.checkpoint.names()
+        for name in sorted(left)
     )
     parts = {
         "kept": sum(e.kept for e in energies.values()) + sum(map(_energy, vectors.values())),

@@ -115,7 +115,7 @@ class ResolvedOptions(MingleOptions):
 
 def width_rule(base: Base) -> int:
     """Rank for the base's width d: ``clamp(64·d/768, 16, 64)``."""
-    width = base.backbone.width(base.backbone.skeleton(base.checkpoint))
+    width = base.backbone.width(base.outline)
     return min(max(64 * width // REFERENCE_WIDTH, 16), 64)
 
 
@@ -124,7 +124,7 @@ def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
 
     Raises UnknownNameError for the sites, ConfigError for MB that do not hold a rank in every Linear.
     """
-    groups = base.backbone.groups(base.backbone.skeleton(base.checkpoint), options.sites)
+    groups = base.backbone.groups(base.outline, options.sites)
     chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
     resolved = ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
     if isinstance(resolved.budget, str):

@@ -39,7 +39,7 @@ class SitesMethod(StreamingMethod[LinearOptionsT], Generic[LinearOptionsT]):
 
     def linear_weights(self, base: Base) -> dict[str, LinearGroup]:
         """The weights merged as matrices, with their groups. Raises UnknownNameError for the sites."""
-        groups = base.backbone.groups(base.backbone.skeleton(base.checkpoint), self.options.sites)
+        groups = base.backbone.groups(base.outline, self.options.sites)
         return {f"{name}.weight": group for group in groups for name in group.linears}
 
 

@@ -49,6 +49,11 @@ class Base:
         state = self.tensors if weights is None else self._narrowed(weights.items(), skeleton)
         return self.backbone.load(skeleton, dict(state), self.checkpoint.source)
 
+    @cached_property
+    def outline(self) -> nn.Module:
+        """The model without its weights, to look at only."""
+        return self.backbone.skeleton(self.checkpoint)
+
     def check(self) -> None:
         """Refuses a base that does not fit its own configuration, going by shapes. Raises CheckpointError."""
         entries = self.checkpoint.entries
@@ -58,7 +63,7 @@ class Base:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The base's tensors by name; shared by every model that is built from it, so never written to."""
-        return self._narrowed(self.checkpoint.tensors(), self.backbone.skeleton(self.checkpoint))
+        return self._narrowed(self.checkpoint.tensors(), self.outline)
 
     def _narrowed(self, tensors: Iterable[tuple[str, Tensor]], skeleton: nn.Module) -> dict[str, Tensor]:
         """The tensors in the base's dtype, one after the other, but for what is never in half precision.

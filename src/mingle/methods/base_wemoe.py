@@ -160,7 +160,7 @@ def _mlps(base: Base) -> dict[str, dict[str, LinearGroup]]:
     What reads the MLP's input comes first.
     """
     mlps: dict[str, dict[str, LinearGroup]] = {}
-    for group in base.backbone.groups(base.backbone.skeleton(base.checkpoint), SITES):
+    for group in base.backbone.groups(base.outline, SITES):
         for name in group.linears:
             mlps.setdefault(name.rpartition(".")[0], {})[name] = group
     return mlps

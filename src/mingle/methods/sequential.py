@@ -43,7 +43,7 @@ class Sequential(LabelledMethod[SequentialOptions], WeightsMethod[SequentialOpti
 
     def settings(self, base: Base) -> dict[str, Any]:
         """Every option with the value that is used."""
-        width = base.backbone.width(base.backbone.skeleton(base.checkpoint))
+        width = base.backbone.width(base.outline)
         lr = self.options.lr or round(1e-5 * max(1.0, REFERENCE_WIDTH / width) ** 2, 7)
         return self.options.model_dump() | {"lr": lr}
 

@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
-from mingle.errors import CheckpointError, ConfigError, RunError, UnknownNameError, translated
+from mingle.errors import CheckpointError, ConfigError, RunError, translated
 from mingle.layers import Placement
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
 from mingle.provenance import versions
-from mingle.state.run_config import Header, check_stored
+from mingle.state.history import History
 from mingle.state.run_folder import RunFolder
-from mingle.state.stored_step import append_step, copy_run, portable, read_step, resolved, step_info
+from mingle.state.stored_step import StoredTensors, append_step, copy_run, portable, read_step, resolved
 from mingle.suites import RawSamples, load_samples, locate, suite_part
 from mingle.weights import Checkpoint, check_against, check_finite
 
@@ -31,7 +30,7 @@ POOL_LIMIT, SAMPLES_PER_CLASS = 1000, 10
 PREDICT_BATCH = 64
 
 
-class MergeRun:
+class MergeRun(History):
     """One merged model and its history in a folder.
 
     Only ``add`` and ``undo`` change anything, each in one atomic step. The object always shows the run as
@@ -39,9 +38,9 @@ class MergeRun:
     """
 
     def __init__(self, folder: RunFolder, base: str | Path | None = None) -> None:
-        check_stored(Header, dict(folder.manifest.header), f"{folder.path}: header")
-        self._folder = folder
+        super().__init__(folder)
         self._base_source = base
+        self._tensors: dict[str, StoredTensors] = {}
 
     @classmethod
     def create(
@@ -89,29 +88,9 @@ class MergeRun:
         return cls(RunFolder.open(path, check_files=check_files), base)
 
     @property
-    def path(self) -> Path:
-        """The run's folder."""
-        return self._folder.path
-
-    @property
-    def header(self) -> Mapping[str, Any]:
-        """Id, method, preset, options, backbone, seed, base and versions, as stored at creation."""
-        return self._folder.manifest.header
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the manifest, which covers every file of every step."""
-        return self._folder.manifest.sha256
-
-    @property
     def base_source(self) -> str | Path:
         """Where the base is: as said when the run was opened, or else as stored when it was created."""
         return self._base_source or resolved(self.header["base"]["source"], self.path)
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the merged tasks, oldest first."""
-        return tuple(step.name for step in self._folder.manifest.steps)
 
     @cached_property
     def method(self) -> Method[Any]:
@@ -146,7 +125,7 @@ class MergeRun:
     @property
     def state(self) -> State:
         """The state of the method; tensors of a step are read, and checked, when they are asked for."""
-        return State(self.base, tuple(read_step(self._folder, index) for index in range(len(self.tasks))))
+        return self._state(len(self.tasks))
 
     def add(
         self,
@@ -191,29 +170,11 @@ class MergeRun:
             started = time.perf_counter()
             step = self.method.update(self.state, arrival, progress).steps[-1]
             self._folder = append_step(self._folder, step, opened, started)
-        return read_step(self._folder, len(self.tasks) - 1)
+        return self._step(len(self.tasks) - 1)
 
-    def undo(self) -> str:
-        """Drops the newest step and returns its task. Raises RunError when there is none."""
-        self._folder, entry = self._folder.undo()
-        return entry.name
-
-    def verify(self) -> list[str]:
-        """Reads every byte and returns every problem found, one line each; an empty list means whole."""
-        return self._folder.verify()
-
-    def info(self, task: str) -> dict[str, Any]:
-        """What is stored about a task's step: checkpoint, versions, report. Raises UnknownNameError."""
-        self._require(task)
-        return step_info(self._folder, self.tasks.index(task))
-
-    def size_bytes(self) -> int:
-        """Size of the run on disk."""
-        return self._folder.size_bytes()
-
-    def lock(self, timeout: float = 0) -> AbstractContextManager[None]:
-        """Keeps other writers out. Raises RunLockedError after ``timeout`` seconds."""
-        return self._folder.lock(timeout)
+    def head(self, task: str) -> Head | None:
+        """The class head of a task. Raises UnknownNameError, RunDamagedError."""
+        return self._step(self._index(task)).head
 
     def model(
         self, *, task: str | None = None, steps: int | None = None, placement: Placement | None = None
@@ -223,7 +184,7 @@ class MergeRun:
         A copy of its own: training or changing it does not touch the run. With ``placement`` every tensor is
         read in that precision, then placed. Raises ConfigError for devices that cannot be.
         """
-        state = self.state if steps is None else self.state.prefix(steps)
+        state = self._state(steps)
         if placement is not None:
             state = replace(state, base=replace(state.base, dtype=placement.dtype or state.base.dtype))
         with translated(RunError, f"{self.path}: what is stored and the base give no model"):
@@ -249,15 +210,13 @@ class MergeRun:
 
         Samples pass through the model in batches of 64; only with batch gates the result depends on it.
         """
-        self._require(task)
-        state = self.state
-        head = state.step(task).head
+        head = self.head(task)
         if head is None:
             raise CheckpointError(
                 f"{self.path}: task {task!r} was added without a class head; nothing to predict with"
             )
         if model is None:
-            model = self.method.model(state, task if self.method.needs_task else None)
+            model = self.method.model(self.state, task if self.method.needs_task else None)
         device = None if hasattr(model, "hf_device_map") else next(model.parameters()).device
         raw = load_samples(samples).samples
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
@@ -268,9 +227,17 @@ class MergeRun:
             found = torch.cat([self.backbone.probabilities(part, head) for part in features]).cpu()
         return found, head.classes
 
-    def _require(self, task: str) -> None:
-        if task not in self.tasks:
-            raise UnknownNameError(f"task of {self.path}", task, self.tasks)
+    def _state(self, steps: int | None) -> State:
+        """The state after that many tasks, or all: nothing of later ones is read."""
+        places = range(len(self.tasks))[:steps]
+        return State(self.base, tuple(self._step(index) for index in places))
+
+    def _step(self, index: int) -> Step:
+        # A file is checked once, however often its step is asked for. The chain tells steps apart.
+        chain = self._folder.manifest.steps[index].chain
+        if chain not in self._tensors:
+            self._tensors[chain] = StoredTensors(self._folder, index)
+        return read_step(self._folder, index, self._tensors[chain])
 
     def _head_of_names(self, head: object, classes: Sequence[str], templates: Sequence[str] | None) -> Head:
         if head is not None:

@@ -12,14 +12,12 @@ full, the previous state is there, whole, and what was left behind goes with the
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
-from typing import Any, NoReturn
-
-import torch
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mingle.errors import RunDamagedError, RunError, TaskExistsError
 from mingle.files import NAME_PATTERN
@@ -35,12 +33,15 @@ from mingle.state.manifest import (
     check_name,
     plain_json,
     read_json,
-    readable_json,
     require_vacant,
     step_folder,
 )
-from mingle.state.tensor_file import encode_tensors, open_tensors
-from mingle.weights import LazyTensors
+
+# What a run says of itself is read without waiting for torch.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mingle.weights import LazyTensors
 
 Info = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 _TEMPORARY = ".tmp-"
@@ -102,7 +103,7 @@ class RunFolder:
     def append(
         self,
         name: str,
-        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+        tensors: Mapping[str, Mapping[str, "Tensor"]],
         info: Info,
         *,
         summary: Mapping[str, Any] | None = None,
@@ -157,7 +158,7 @@ class RunFolder:
             run._remove_leftovers()
             return run, self.manifest.steps[-1]
 
-    def read(self, index: int, stem: str) -> LazyTensors:
+    def read(self, index: int, stem: str) -> "LazyTensors":
         """The tensors of one file of the step at ``index``, each read when it is asked for, and not kept.
 
         The whole file is checked now, and again should it change before a tensor is read.
@@ -167,6 +168,8 @@ class RunFolder:
             RunDamagedError: the file is missing, truncated or altered.
 
         """
+        from mingle.state.tensor_file import open_tensors
+
         step, path = self._locate(index, stem + TENSORS_SUFFIX)
         return open_tensors(path, lambda: self._check(step, path))
 
@@ -180,7 +183,7 @@ class RunFolder:
         step, path = self._locate(index, STEP_JSON)
         data, problem = step.read(path)
         if problem:
-            self._damaged(problem)
+            self._damaged(step, problem)
         return read_json(data, path)
 
     def verify(self) -> list[str]:
@@ -226,15 +229,16 @@ class RunFolder:
 
     def _check(self, step: StepEntry, path: Path) -> None:
         if problem := step.problem(path, content=True):
-            self._damaged(problem)
+            self._damaged(step, problem)
 
     def _check_sizes(self) -> None:
         for step in self.manifest.steps:
             for problem in step.problems(self._folder(step), content=False):
-                self._damaged(problem)
+                self._damaged(step, problem)
 
-    def _damaged(self, problem: str) -> NoReturn:
-        self._check_unchanged()  # a step that another process undid is not damage
+    def _damaged(self, step: StepEntry, problem: str) -> NoReturn:
+        if step not in Manifest.load(self.path).steps:
+            raise self._outdated()  # a step that another process undid is not damage
         raise RunDamagedError(problem)
 
     def _changed(self) -> bool:
@@ -242,17 +246,22 @@ class RunFolder:
 
     def _check_unchanged(self) -> None:
         if self._changed():
-            raise RunError(f"{self.path}: changed by another process; open it again")
+            raise self._outdated()
+
+    def _outdated(self) -> RunError:
+        return RunError(f"{self.path}: changed by another process; open it again")
 
     def _write_step(
-        self, folder: str, tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Info
+        self, folder: str, tensors: Mapping[str, Mapping[str, "Tensor"]], info: Info
     ) -> dict[str, FileEntry]:
+        from mingle.state.tensor_file import encode_step
+
         steps = self.path / "steps"
         steps.mkdir(exist_ok=True)
         temporary = steps / f"{_TEMPORARY}{folder}"
         temporary.mkdir()
         files = {}
-        for name, parts in _encoded(tensors, info):
+        for name, parts in encode_step(tensors, info):
             sha256, size = write_file(temporary / name, parts)
             files[name] = FileEntry(sha256=sha256, size=size)
         sync_folder(temporary)
@@ -287,12 +296,3 @@ class RunFolder:
         for folder in (self.path / "steps").glob("*"):
             if folder.name not in named and fullmatch(_OURS, folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _encoded(
-    tensors: Mapping[str, Mapping[str, torch.Tensor]], info: Info
-) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
-    """The files of a step in parts: a whole one could be too much for the memory."""
-    for stem in sorted(tensors):
-        yield stem + TENSORS_SUFFIX, encode_tensors(tensors[stem], stem + TENSORS_SUFFIX)
-    yield STEP_JSON, [readable_json(dict(info() if callable(info) else info), STEP_JSON)]

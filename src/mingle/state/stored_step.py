@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from mingle.backbones import Head
-from mingle.errors import RunDamagedError
 from mingle.files import exists, expanded
 from mingle.methods import Step
 from mingle.methods.base_method import Progress
 from mingle.provenance import machine, versions
-from mingle.state.run_config import StepInfo, check_stored
+from mingle.state.history import step_info
 from mingle.state.run_folder import RunFolder
 from mingle.weights import Checkpoint
 
@@ -23,17 +22,17 @@ HEAD = "head"
 
 
 class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
-    """The tensors of a stored step by file stem, read when asked for. A stem without a file is empty."""
+    """The tensors of a stored step by file stem, read when asked for. A stem without a file is empty.
+
+    A file is checked when the first of its tensors is asked for, and not again until it changes.
+    """
 
     def __init__(self, folder: RunFolder, index: int) -> None:
         self._folder, self._index = folder, index
         self._opened: dict[str, Mapping[str, Tensor]] = {}
 
     def __getitem__(self, stem: str) -> Mapping[str, Tensor]:
-        if stem not in self._opened:
-            known = stem in self._folder.stems(self._index)
-            self._opened[stem] = self._folder.read(self._index, stem) if known else {}
-        return self._opened[stem]
+        return self.opened(stem) if stem in self._folder.stems(self._index) else {}
 
     def __iter__(self) -> Iterator[str]:
         return (stem for stem in self._folder.stems(self._index) if stem != HEAD)
@@ -41,23 +40,20 @@ class StoredTensors(Mapping[str, Mapping[str, Tensor]]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-
-def step_info(folder: RunFolder, index: int) -> dict[str, Any]:
-    """``step.json`` of the step at ``index``. Raises RunDamagedError for one that no method wrote."""
-    info, name = folder.info(index), folder.manifest.steps[index].name
-    check_stored(StepInfo, info, f"{folder.path}: step.json of {name!r}")
-    if info["task"] != name:
-        raise RunDamagedError(f"{folder.path}: step {name!r}: expected its own task, found {info['task']!r}")
-    return info
+    def opened(self, stem: str) -> Mapping[str, Tensor]:
+        """The tensors of one file, each read anew when it is asked for. Raises as `RunFolder.read` does."""
+        if stem not in self._opened:
+            self._opened[stem] = self._folder.read(self._index, stem)
+        return self._opened[stem]
 
 
-def read_step(folder: RunFolder, index: int) -> Step:
-    """The step at ``index``; its tensors are read, and checked, when they are asked for."""
+def read_step(folder: RunFolder, index: int, tensors: StoredTensors) -> Step:
+    """The step at ``index`` with its tensors, which are read, and checked, when they are asked for."""
     info = step_info(folder, index)
     head = None
     if info["classes"] is not None:
-        head = Head(tuple(info["classes"]), dict(folder.read(index, HEAD)))
-    return Step(info["task"], StoredTensors(folder, index), head, info["report"])
+        head = Head(tuple(info["classes"]), dict(tensors.opened(HEAD)))
+    return Step(info["task"], tensors, head, info["report"])
 
 
 def append_step(folder: RunFolder, step: Step, checkpoint: Checkpoint, started: float) -> RunFolder:

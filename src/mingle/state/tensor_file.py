@@ -1,15 +1,16 @@
 """Files of tensors (safetensors), written and read one tensor at a time."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mingle.errors import RunError
+from mingle.state.manifest import STEP_JSON, TENSORS_SUFFIX, readable_json
 from mingle.weights import LazyTensors, Spec
 
 DTYPES = {
@@ -35,6 +36,18 @@ DTYPES = {
 Found = TypeVar("Found")
 _PLACE = {dtype: place for place, dtype in enumerate(DTYPES)}
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}
+
+
+def encode_step(
+    tensors: Mapping[str, Mapping[str, Tensor]], info: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+) -> Iterator[tuple[str, Iterable[bytes | memoryview]]]:
+    """The files of a step, each with its content in parts: a whole one could be too much for the memory.
+
+    ``info`` is asked for its content, if it is a function, when all tensors have been taken. Raises RunError.
+    """
+    for stem in sorted(tensors):
+        yield stem + TENSORS_SUFFIX, encode_tensors(tensors[stem], stem + TENSORS_SUFFIX)
+    yield STEP_JSON, [readable_json(dict(info() if callable(info) else info), STEP_JSON)]
 
 
 def encode_tensors(

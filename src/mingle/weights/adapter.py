@@ -58,30 +58,39 @@ class ChangedEntry(Entry):
         """Whether it is the change of an embedding."""
         return self.down is not None and _embeds(self.down)
 
+    @property
+    def _parts(self) -> dict[str, Entry]:
+        """What it is made of, by role."""
+        parts = {"origin": self.origin, "up": self.up, "down": self.down, "magnitude": self.magnitude}
+        return {role: part for role, part in parts.items() if part is not None}
+
     def _stored(self) -> Tensor:
+        return self._made_of({role: part.read() for role, part in self._parts.items()})
+
+    def _made_of(self, parts: Mapping[str, Tensor]) -> Tensor:
         dtype = DTYPES[self.dtype]
-        change = self.up.read().to(dtype)
-        if self.down is not None:
-            change = change.flatten(1) @ self.down.read().to(dtype).flatten(1)
-        stored = self.origin.read().to(dtype)
+        change = parts["up"].to(dtype)
+        if "down" in parts:
+            change = change.flatten(1) @ parts["down"].to(dtype).flatten(1)
+        stored = parts["origin"].to(dtype)
         weight = stored.mT if self.inputs_first else stored
         changed = weight + self.scale * change.reshape(weight.shape)
-        if self.magnitude is not None:
+        if "magnitude" in parts:
             rows = changed.flatten(1)
-            factor = self.magnitude.read().to(dtype).reshape(-1, 1) / torch.linalg.vector_norm(
+            factor = parts["magnitude"].to(dtype).reshape(-1, 1) / torch.linalg.vector_norm(
                 rows, dim=1, keepdim=True
             )
             changed = (factor * rows).reshape(weight.shape)
         return changed.mT.contiguous() if self.inputs_first else changed
 
-    def feed(self, digest: "hashlib._Hash") -> None:
+    def feed(self, digest: "hashlib._Hash") -> Tensor:
         """Adds what the tensor is made of: its sum would differ in the last bit between machines."""
         digest.update(f"{self.scale!r}\0{self.inputs_first}\0".encode())
-        for role in ("origin", "up", "down", "magnitude"):
-            part: Entry | None = getattr(self, role)
-            if part is not None:
-                digest.update(f"{role}\0".encode())
-                part.feed(digest)
+        parts = {}
+        for role, part in self._parts.items():
+            digest.update(f"{role}\0".encode())
+            parts[role] = part.feed(digest)
+        return self._as_in_model(self._made_of(parts))
 
 
 @dataclass(frozen=True)

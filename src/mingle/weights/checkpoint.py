@@ -6,7 +6,7 @@ under another version of transformers, or holding more than the merged part, rea
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +65,9 @@ class Entry:
 
     def read(self) -> Tensor:
         """The tensor. Raises CheckpointError."""
-        stored = self._stored()
+        return self._as_in_model(self._stored())
+
+    def _as_in_model(self, stored: Tensor) -> Tensor:
         return stored.mT.contiguous() if self.transposed else stored
 
     def _stored(self) -> Tensor:
@@ -80,10 +82,12 @@ class Entry:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.file}: cannot read tensor {self.stored_name!r}: {error}") from error
 
-    def feed(self, digest: "hashlib._Hash") -> None:
-        """Adds dtype, shape and bytes to a hash, wherever they are stored."""
+    def feed(self, digest: "hashlib._Hash") -> Tensor:
+        """Adds dtype, shape and bytes to a hash, wherever they are stored; returns the tensor."""
         digest.update(f"{self.dtype}\0{self.shape}\0".encode())
-        digest.update(self.read().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        tensor = self.read()
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -136,11 +140,19 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over canonical names, dtypes, shapes and bytes; independent of how the files are split."""
+        self.visit(self.names(), lambda *_: None)
+        found: str = vars(self)["fingerprint"]
+        return found
+
+    def visit(self, names: Sequence[str], look: Callable[[str, Tensor], None]) -> None:
+        """Reads tensors, each once, and shows them; after all of ``names()`` the fingerprint is known too."""
         digest = hashlib.sha256()
-        for name in self.names():
+        for name in names:
             digest.update(f"{name}\0".encode())
-            self.entries[name].feed(digest)
-        return digest.hexdigest()
+            # No name for the tensor: it would live until the next is read.
+            look(name, self.entries[name].feed(digest))
+        if tuple(names) == self.names():
+            vars(self)["fingerprint"] = digest.hexdigest()
 
 
 def stored_in(file: Path) -> Iterator[Entry]:

@@ -29,47 +29,47 @@ def check_against(base: Checkpoint, checkpoint: Checkpoint, optional: Collection
         for name in base.names()
         if name not in checkpoint.entries and name not in optional
     ]
-    for name in checkpoint.names():
-        problems.extend(_tensor_problems(base, checkpoint, name))
     # An adapter resembles whatever base it is put on.
-    if not problems and not isinstance(checkpoint, Adapter):
-        problems.extend(_origin_problems(base, checkpoint))
+    compare = not problems and not isinstance(checkpoint, Adapter)
+    problems += _problems(base, checkpoint, compare=compare)
     if problems:
         raise MismatchError(checkpoint.source, problems)
 
 
 def check_finite(base: Checkpoint) -> None:
     """Refuses a base with NaN, Inf or a dtype that is not a float. Raises CheckpointError, one line."""
-    problems = [problem for name in base.names() for problem in _tensor_problems(base, base, name)]
-    if problems:
+    if problems := _problems(base, base, compare=False):
         raise CheckpointError(f"{base.source}: not usable as a base: {'; '.join(problems)}")
 
 
-def _origin_problems(base: Checkpoint, checkpoint: Checkpoint) -> Iterator[str]:
+def _problems(base: Checkpoint, checkpoint: Checkpoint, *, compare: bool) -> list[str]:
+    """What is wrong with each tensor, or else, with ``compare``, with all of them; each is read once."""
+    found = {name: list(_header_problems(base, checkpoint, name)) for name in checkpoint.names()}
+    # What has no counterpart, or is of another kind, is not read.
+    names = [n for n in found if n in base.entries and checkpoint.entries[n].dtype in DTYPES]
+    compare = compare and not any(found.values())
+    products = torch.zeros(3, dtype=torch.float64)
+
+    def look(name: str, tensor: Tensor) -> None:
+        if bad := _non_finite(tensor):
+            found[name].append(f"{name}: {bad} non-finite values (NaN or Inf)")
+        elif compare and tensor.dim() > 1:
+            products.add_(_products(base.tensor(name), tensor))
+
+    checkpoint.visit(names, look)
+    dot, ours, theirs = products.tolist()
+    problems = [problem for each in found.values() for problem in each]
     # Two trainings from different random starts are almost orthogonal; fine-tuning stays close to its base.
-    dot, ours, theirs = 0.0, 0.0, 0.0
-    for name in checkpoint.names():
-        if len(checkpoint.entries[name].shape) > 1:
-            products = _products(base.tensor(name), checkpoint.tensor(name))
-            dot, ours, theirs = (sum(pair) for pair in zip((dot, ours, theirs), products, strict=True))
     similarity = dot / math.sqrt(ours * theirs) if ours * theirs else 1.0
-    if similarity < MIN_SIMILARITY:
-        yield (
+    if not problems and similarity < MIN_SIMILARITY:
+        problems = [
             f"all matrices together: cosine {similarity:.2f} to the base, expected at least "
             f"{MIN_SIMILARITY}; it was fine-tuned from another base"
-        )
+        ]
+    return problems
 
 
-def _products(one: Tensor, two: Tensor) -> tuple[float, float, float]:
-    """``⟨a, b⟩``, ``⟨a, a⟩`` and ``⟨b, b⟩`` in float64, a part at a time."""
-    found = torch.zeros(3, dtype=torch.float64)
-    parts = zip(*(torch.split(tensor.reshape(-1), CHUNK) for tensor in (one, two)), strict=True)
-    for a, b in ((x.double(), y.double()) for x, y in parts):
-        found += torch.stack([a @ b, a @ a, b @ b])
-    return float(found[0]), float(found[1]), float(found[2])
-
-
-def _tensor_problems(base: Checkpoint, checkpoint: Checkpoint, name: str) -> Iterator[str]:
+def _header_problems(base: Checkpoint, checkpoint: Checkpoint, name: str) -> Iterator[str]:
     entry = checkpoint.entries[name]
     if name not in base.entries:
         yield f"{name}: unexpected (the base has no such tensor; found {_shape(checkpoint, name)})"
@@ -78,10 +78,23 @@ def _tensor_problems(base: Checkpoint, checkpoint: Checkpoint, name: str) -> Ite
         yield f"{name}: shape {_shape(checkpoint, name)}, base has {_shape(base, name)}"
     if entry.dtype not in DTYPES:
         yield f"{name}: dtype {entry.dtype}, expected one of {', '.join(DTYPES)}"
-        return
-    bad = int((~torch.isfinite(checkpoint.tensor(name))).sum())
-    if bad:
-        yield f"{name}: {bad} non-finite values (NaN or Inf)"
+
+
+def _non_finite(tensor: Tensor) -> int:
+    """How many values are NaN or Inf."""
+    # Either shows in the extremes, which are found ten times faster than each value is looked at.
+    if not tensor.numel() or all(map(math.isfinite, torch.aminmax(tensor))):
+        return 0
+    return int((~torch.isfinite(tensor)).sum())
+
+
+def _products(one: Tensor, two: Tensor) -> Tensor:
+    """``⟨a, b⟩``, ``⟨a, a⟩`` and ``⟨b, b⟩`` in float64, a part at a time: (3,)."""
+    found = torch.zeros(3, dtype=torch.float64)
+    parts = zip(*(torch.split(tensor.reshape(-1), CHUNK) for tensor in (one, two)), strict=True)
+    for a, b in ((x.double(), y.double()) for x, y in parts):
+        found += torch.stack([a @ b, a @ a, b @ b])
+    return found
 
 
 def task_vector(base: Checkpoint, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:

@@ -86,7 +86,7 @@ class Merged(Target[MergedOptions]):
 
 def _head(run: MergeRun, task: str) -> dict[str, Tensor]:
     """The tensors of a task's head by their names in the class; none where they are no part of it."""
-    head = run.state.step(task).head
+    head = run.head(task)
     inside = tuple(f"{name}." for name in _own(run))
     if head is None or not inside:
         return {}
