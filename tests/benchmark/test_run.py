@@ -237,14 +237,14 @@ def test_what_a_killed_cell_leaves_goes_with_the_next(shared_suite, tmp_path, mo
 
     neighbour = in_child(stay)
     os.read(ready[0], 1)
-    [used] = tmp_path.glob("mingle-cell-*")
+    [used] = tmp_path.glob("mingle-bench-*")
     with monkeypatch.context() as patch:
         patch.setattr(METHODS.get("average"), "update", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         assert status_of(in_child(lambda: cells.compute(cell))) == -signal.SIGKILL
-    [left] = {*tmp_path.glob("mingle-cell-*")} - {used}
+    [left] = {*tmp_path.glob("mingle-bench-*")} - {used}
     assert (left / "run" / "mingle.json").exists()
     assert cells.compute(cell)["status"] == "done"
-    assert [*tmp_path.glob("mingle-cell-*")] == [used]
+    assert [*tmp_path.glob("mingle-bench-*")] == [used]
     os.write(done[1], b"x")
     assert status_of(neighbour) == 0
     assert not [*tmp_path.iterdir()]

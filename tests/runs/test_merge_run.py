@@ -21,6 +21,7 @@ from mingle.errors import (
     TaskExistsError,
     UnknownNameError,
 )
+from mingle.state.run_folder import RunFolder
 
 OPTIONS = {"steps": 4, "rank": 4}
 TASKS = ("task1", "task2", "task3")
@@ -103,6 +104,13 @@ def test_another_base_is_refused(tmp_path, zoo, images):
     run.add(zoo / "task1", seeds=images)
     with pytest.raises(CheckpointError, match=r"not the base of .* expected fingerprint"):
         mingle.MergeRun.open(tmp_path / "run", base=zoo / "task2").model()
+
+
+def test_a_stored_source_that_no_path_can_be(tmp_path, zoo):
+    header = dict(start(tmp_path / "run", zoo).header)
+    RunFolder.create(tmp_path / "long", header | {"base": {**header["base"], "source": "x" * 300}})
+    with pytest.raises(CheckpointError, match=r"base of .*xxx.*pass base="):
+        mingle.MergeRun.open(tmp_path / "long").model()
 
 
 @pytest.mark.parametrize("method", ["average", "task_arithmetic", "pretrained", "individual"])

@@ -25,7 +25,7 @@ from mingle.state import MergeRun
 from mingle.state.lock import hold
 from mingle.suites import RawSamples, Suite, open_suite, pick, suite_samples, task_head
 
-TEMPORARY = "mingle-cell-"
+TEMPORARY = "mingle-bench-"
 LOOKED_AT = 64
 """Samples of a task's test set, and of its seeds, that tell one version of the data from another."""
 

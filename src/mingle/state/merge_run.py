@@ -187,8 +187,7 @@ class MergeRun(History):
         state = self._state(steps)
         if placement is not None:
             state = replace(state, base=replace(state.base, dtype=placement.dtype or state.base.dtype))
-        with translated(RunError, f"{self.path}: what is stored and the base give no model"):
-            model = self.method.model(state, task)
+        model = self._model(state, task)
         return copy.deepcopy(model) if placement is None else placement.place(model)
 
     def copy(self, path: str | Path, *, base: str | None = None, progress: Progress = silent) -> Self:
@@ -216,7 +215,7 @@ class MergeRun(History):
                 f"{self.path}: task {task!r} was added without a class head; nothing to predict with"
             )
         if model is None:
-            model = self.method.model(self.state, task if self.method.needs_task else None)
+            model = self._model(self.state, task if self.method.needs_task else None)
         device = None if hasattr(model, "hf_device_map") else next(model.parameters()).device
         raw = load_samples(samples).samples
         parts = (raw[i : i + PREDICT_BATCH] for i in range(0, len(raw), PREDICT_BATCH))
@@ -226,6 +225,10 @@ class MergeRun(History):
             features = (self.backbone.features(model, batch) for batch in moved)
             found = torch.cat([self.backbone.probabilities(part, head) for part in features]).cpu()
         return found, head.classes
+
+    def _model(self, state: State, task: str | None) -> nn.Module:
+        with translated(RunError, f"{self.path}: what is stored and the base give no model"):
+            return self.method.model(state, task)
 
     def _state(self, steps: int | None) -> State:
         """The state after that many tasks, or all: nothing of later ones is read."""

@@ -103,7 +103,7 @@ def copy_run(folder: RunFolder, path: Path, base: str, progress: Progress) -> Ru
 def public_name(source: str) -> str:
     """A source without the folders of this machine; a hub id or ``suite:task`` is what it was."""
     path = Path(source)
-    local = path.is_absolute() or path.exists() or source.startswith((".", "~"))
+    local = path.is_absolute() or exists(path) or source.startswith((".", "~"))
     return path.resolve().name if local else source
 
 
@@ -116,4 +116,4 @@ def portable(source: str | Path, run: Path) -> str:
 def resolved(source: str, run: Path) -> str | Path:
     """What ``portable`` gave, found again from where the run is now."""
     beside = run / source
-    return beside if beside.exists() else source
+    return beside if exists(beside) else source
