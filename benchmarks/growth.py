@@ -14,6 +14,7 @@ on logarithms) over the larger half of T.
 
 import json
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,10 +91,8 @@ def costs(tasks: int, path: Path, given: Settings) -> dict[str, float]:
 def exponent(tasks: Sequence[int], values: Sequence[float]) -> float:
     """The slope p of the line ``log cost = p log T + c``, by least squares over the larger half of T."""
     half = len(tasks) // 2
-    points = [(math.log(t), math.log(v)) for t, v in zip(tasks[half:], values[half:], strict=True)]
-    middle = [sum(axis) / len(points) for axis in zip(*points, strict=True)]
-    rise = sum((x - middle[0]) * (y - middle[1]) for x, y in points)
-    return rise / sum((x - middle[0]) ** 2 for x, _ in points)
+    logs = ([math.log(value) for value in axis[half:]] for axis in (tasks, values))
+    return statistics.linear_regression(*logs).slope
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def build_experts(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The task's experts for every merged Linear, and where the energy of its task vector went."""
     base, groups = state.base, merged_groups(state.base, options)
-    steps = [step.tensors for step in state.steps]
+    steps = _steps(state)
     experts: dict[str, Tensor] = {}
     energies: dict[str, Energy] = {}
     places = [(group, name) for group in groups for name in group.linears]
@@ -100,7 +100,7 @@ def _gate_rows(state: State, options: MingleOptions, name: str) -> Iterator[tupl
             yield gates[f"{name}.weight"], gates[f"{name}.bias"]
 
 
-def _steps(state: State, newest: Tensors | None) -> Sequence[Tensors]:
+def _steps(state: State, newest: Tensors | None = None) -> Sequence[Tensors]:
     return [step.tensors for step in state.steps] + ([] if newest is None else [newest])
 
 
