@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from mingle.errors import DivergedError
 from mingle.subspace import WIDE, Factors, Projection, project_delta, svd_of_factors, truncated_svd
@@ -78,7 +79,7 @@ def build_expert(
         previous = Factors(found.U.to(exact), found.S, found.V.to(exact))
     projected, used = project_delta(exact, previous, projection, effective_rank)
     U, S, V = truncated_svd(projected, rank)
-    total, left, kept = (float(t.double().square().sum()) for t in (exact, projected, S))
+    total, left, kept = (float(vector_norm(t, dtype=torch.float64)) ** 2 for t in (exact, projected, S))
     energy = Energy(
         total=total,
         kept=kept,

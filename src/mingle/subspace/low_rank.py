@@ -5,9 +5,12 @@ Every function works in float64 inside and returns the dtype of its input; only 
 is the first guess of its leading directions made in float32.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import eigh
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 WIDE = 512
@@ -72,8 +75,21 @@ def _wide_svd(matrix: Tensor, keep: int) -> Factors:
 
 def _gram_directions(matrix: Tensor, keep: int) -> Tensor:
     """The leading right singular vectors: eigenvectors of ``MᵀM``, largest first."""
-    vectors: Tensor = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors
+    width = matrix.shape[1]
+    if width >= max(WIDE, 2 * keep) and matrix.device.type == "cpu":
+        # LAPACK solves for those alone, and numpy multiplies only half of a Gram matrix; torch does neither.
+        rows, leading = matrix.numpy(), (width - keep, width - 1)
+        with _linear_algebra().limit(limits=torch.get_num_threads(), user_api="blas"):
+            vectors = torch.from_numpy(eigh(rows.T @ rows, subset_by_index=leading, overwrite_a=True)[1])
+    else:
+        vectors = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors
     return vectors.flip(-1)[:, :keep]
+
+
+@cache
+def _linear_algebra() -> ThreadpoolController:
+    # numpy and scipy have threads of their own, which must be as many as torch's.
+    return ThreadpoolController()
 
 
 def svd_of_factors(B: Tensor, A: Tensor) -> Factors:
