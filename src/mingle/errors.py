@@ -95,14 +95,15 @@ REASON_LIMIT = 300
 
 
 @contextmanager
-def translated(kind: type[MingleError], what: str) -> Iterator[None]:
+def translated(kind: type[MingleError], what: str, passing: type[Exception] = MingleError) -> Iterator[None]:
     """Turns whatever a library makes of values from elsewhere into one line of ``kind`` that begins ``what``.
 
-    Errors of ours pass. Panics of libraries in Rust, which are no Exceptions, do not.
+    Errors of ours pass, and those of kind ``passing``. Panics of libraries in Rust, which are no Exceptions,
+    do not.
     """
     try:
         yield
-    except MingleError:
+    except (MingleError, passing):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":

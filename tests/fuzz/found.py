@@ -252,6 +252,14 @@ FOUND = {
     "step of another task": ("step", f"{STEP}/step.json", edited(("task", "task2"))),
     "head of another shape": ("step", f"{STEP}/head.safetensors", relabelled("class_embeddings", shape=[96])),
     "gate of another shape": ("step", f"{STEP}/gates.safetensors", relabelled("fc1.weight", shape=[32, 1])),
+    **{
+        f"expert of another shape, {target}": (
+            target,
+            f"{STEP}/experts.safetensors",
+            relabelled("fc1.B", shape=[96]),
+        )
+        for target in ("addition", "exporting")
+    },
     "files of numbers": ("export", "export.json", resigned(("files", 3))),
     "file entry of numbers": ("export", "export.json", resigned(("files", {"mingle.json": [1]}))),
     "exported list of another content": ("export", "export.json", edited(("target", "other"))),

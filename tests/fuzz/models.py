@@ -216,6 +216,26 @@ def read_refitted(root):
         (root / "mingle.json").write_bytes(before)
 
 
+def add_to_refitted(root):
+    """One more task for a copy of the run."""
+    with TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(root, Path(folder) / "run"))
+        refit(copy)
+        run = mingle.MergeRun.open(copy, base=valid("clip") / "base")
+        run.add(valid("clip") / "task1", name="task3", seeds=FAMILIES["clip"].samples(0, 6))
+        assert not run.verify()
+
+
+def export_refitted(root):
+    """A copy of the run in both formats that hold its experts."""
+    with TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(root, Path(folder) / "run"))
+        refit(copy)
+        run = mingle.MergeRun.open(copy, base=valid("clip") / "base")
+        for target in ("hf", "peft"):
+            export_run(run, target, Path(folder) / target)
+
+
 def read_export(root):
     mingle.from_pretrained(root).predict(FAMILIES["clip"].samples(1, 2), "task1")
 
@@ -237,6 +257,12 @@ def model_targets(families=CHOSEN):
         "adapter": Target(write_adapter, adapter, read_adapter, 10),
         "manifest": Target(partial(write_run, False), {"mingle.json": fitted(hashed)}, read_run, 3),
         "step": Target(partial(write_run, False), {f"{STEP}/step.json": as_json, **FILES}, read_refitted, 3),
+        "addition": Target(
+            partial(write_run, False), {f"{STEP}/step.json": as_json, **FILES}, add_to_refitted, 1
+        ),
+        "exporting": Target(
+            partial(write_run, False), {f"{STEP}/step.json": as_json, **FILES}, export_refitted, 1
+        ),
         "export": Target(
             partial(write_run, True),
             {"export.json": fitted(signed), "mingle.json": fitted(hashed)},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mingle.errors import ExportError
+from mingle.errors import ExportError, RunError, translated
 from mingle.export.folder import new_folder, seal
 from mingle.export.target import Target
 from mingle.methods.base_method import Progress, silent
@@ -37,7 +37,9 @@ def export_run(
         raise ExportError(f"{run.path}: nothing merged yet; add a checkpoint first")
     target.check(run)
     with new_folder(Path(out), force=force) as folder:
-        details = target.write(run, folder, progress)
+        # The folder says what became of an export that the disk stopped.
+        with translated(RunError, f"{run.path}: what is stored and the base give no export", passing=OSError):
+            details = target.write(run, folder, progress)
         return seal(folder, {**_origin(run, target), **details})
 
 
