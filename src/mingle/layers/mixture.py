@@ -94,9 +94,9 @@ class MixtureLinear(nn.Module):
             return plain
         gates: Tensor = self.gate(self.pool(x))
         gates = (gates if self.sharing is None else gates @ self.sharing).to(x.dtype)
-        used = self.tasks if self.strongest is None else min(self.strongest, self.tasks)
-        if used < self.tasks:
-            kept = gates.abs().topk(used, dim=1).indices
+        kept = None
+        if self.strongest is not None and self.strongest < self.tasks:
+            kept = gates.abs().topk(self.strongest, dim=1).indices
             gates = torch.zeros_like(gates).scatter(1, kept, gates.gather(1, kept))
         # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
         per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2))
@@ -104,8 +104,9 @@ class MixtureLinear(nn.Module):
         if self._one_weight_is_cheaper(x, gates):
             bias: Any = self.linear.bias
             y = linear(x, self._merged(gates[0]), bias)
-        elif used < self.tasks and len(gates):
-            y = self._grouped(x.reshape(len(gates), -1, x.shape[-1]), gates).reshape(*x.shape[:-1], -1)
+        elif kept is not None and len(gates):
+            grouped = self._grouped(x.reshape(len(gates), -1, x.shape[-1]), gates, kept)
+            y = grouped.reshape(*x.shape[:-1], -1)
         else:
             per_rank = gates.index_select(1, self.task_of_rank).reshape(*per_sample, len(self.A))
             y = self.linear(x) + linear(linear(x, self.A) * per_rank, self.B)
@@ -131,14 +132,21 @@ class MixtureLinear(nn.Module):
         weight = weight.mT if is_transposed(self.linear) else weight
         return torch.addmm(weight, self.B * gates.index_select(0, self.task_of_rank), self.A)
 
-    def _grouped(self, x: Tensor, gates: Tensor) -> Tensor:
-        """(N, tokens, d_in) -> (N, tokens, d_out); the samples that use an expert go through it together."""
+    def _grouped(self, x: Tensor, gates: Tensor, kept: Tensor) -> Tensor:
+        """(N, tokens, d_in) -> (N, tokens, d_out); samples that use the same experts pass them together.
+
+        ``kept`` (N, k): the experts of every sample.
+        """
+        sets, owner = kept.sort(dim=1).values.unique(dim=0, return_inverse=True)
+        order = owner.argsort(stable=True)
+        if len(sets) > 1:
+            x, gates = x[order], gates[order]
         y: Tensor = self.linear(x)
-        first = 0
-        for task, rank in enumerate(torch.bincount(self.task_of_rank, minlength=self.tasks).tolist()):
-            ranks = slice(first, first := first + rank)
-            samples = gates[:, task].nonzero().squeeze(1)
-            if len(samples):
-                inside = linear(x[samples], self.A[ranks]) * gates[samples, task, None, None]
-                y.index_add_(0, samples, linear(inside, self.B[:, ranks]))
-        return y
+        ranks, first = torch.bincount(self.task_of_rank, minlength=self.tasks).cumsum(0).tolist(), 0
+        for experts, samples in zip(sets.tolist(), torch.bincount(owner).tolist(), strict=True):
+            part = slice(first, first := first + samples)
+            for task in experts:
+                own = slice(ranks[task - 1] if task else 0, ranks[task])
+                inside = linear(x[part], self.A[own]) * gates[part, task, None, None]
+                y[part].view(-1, len(self.B)).addmm_(inside.flatten(0, 1), self.B[:, own].mT)
+        return y[order.argsort()] if len(sets) > 1 else y

@@ -77,10 +77,11 @@ def _gram_directions(matrix: Tensor, keep: int) -> Tensor:
     """The leading right singular vectors: eigenvectors of ``MᵀM``, largest first."""
     width = matrix.shape[1]
     if width >= max(WIDE, 2 * keep) and matrix.device.type == "cpu":
-        # LAPACK solves for those alone, and numpy multiplies only half of a Gram matrix; torch does neither.
-        rows, leading = matrix.numpy(), (width - keep, width - 1)
-        with _linear_algebra().limit(limits=torch.get_num_threads(), user_api="blas"):
-            vectors = torch.from_numpy(eigh(rows.T @ rows, subset_by_index=leading, overwrite_a=True)[1])
+        # LAPACK can solve for those alone, torch does not offer it.
+        leading = (width - keep, width - 1)
+        with _linear_algebra().limit(limits=1, user_api="blas"):
+            found = eigh((matrix.mT @ matrix).numpy(), subset_by_index=leading, overwrite_a=True)
+        vectors = torch.from_numpy(found[1])
     else:
         vectors = torch.linalg.eigh(matrix.mT @ matrix).eigenvectors
     return vectors.flip(-1)[:, :keep]
@@ -88,7 +89,7 @@ def _gram_directions(matrix: Tensor, keep: int) -> Tensor:
 
 @cache
 def _linear_algebra() -> ThreadpoolController:
-    # numpy and scipy have threads of their own, which must be as many as torch's.
+    # scipy has threads of its own: a second one gains nothing here, and spins beside torch's when it is done.
     return ThreadpoolController()
 
 
