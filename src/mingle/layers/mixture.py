@@ -137,7 +137,7 @@ class MixtureLinear(nn.Module):
 
         ``kept`` (N, k): the experts of every sample.
         """
-        sets, owner = kept.sort(dim=1).values.unique(dim=0, return_inverse=True)
+        sets, owner = torch.unique(kept.sort(dim=1).values, dim=0, return_inverse=True)
         order = owner.argsort(stable=True)
         if len(sets) > 1:
             x, gates = x[order], gates[order]
