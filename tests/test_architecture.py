@@ -150,12 +150,14 @@ def test_public_names_are_pinned():
 
 
 PACKAGES = {
-    "adaptation": "OBJECTIVES GateGroup SeedSelection adapt draw_batches kl_divergence minimise "
-    "prediction_entropy second_moments select_seeds soft_cross_entropy watch_inputs",
+    "adaptation": "OBJECTIVES GateGroup RouterStatistics SeedSelection adapt draw_batches kl_divergence "
+    "minimise prediction_entropy router_statistics second_moments select_seeds soft_cross_entropy "
+    "solve_router watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "export": "EXPORT_FILE TARGETS MergedModel Push Target export_run from_pretrained model_card push_run",
-    "layers": "Energy Gate GateReduction LinearGroup LowRankExpert MixtureLinear MixtureNorm Placement "
-    "PooledInput RoutedMLP SubspaceGate TokenRouter build_expert is_linear is_transposed kept_wide mixtures "
+    "layers": "ClosedFormGate ClosedFormRouter Decision Energy Gate GateReduction LinearGroup LowRankExpert "
+    "MixtureLinear MixtureNorm Placement PooledInput Reading RoutedMLP RouterFeatures RouterForm "
+    "SubspaceGate TokenRouter TrunkRouter build_expert is_linear is_transposed kept_wide mixtures trunk_of "
     "unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS WIDE Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mingle.backbones import Backbone, Head
 from mingle.evaluation.matrix import BATCH, ScoredTask
-from mingle.layers import GateReduction, TokenRouter, mixtures
+from mingle.layers import ClosedFormGate, GateReduction, TokenRouter, mixtures
 from mingle.methods import Method, State
 
 Metrics = dict[str, float | None]
@@ -63,11 +63,13 @@ def parameters(model: nn.Module) -> dict[str, int]:
     """Numbers of the model with its experts, and those of gates or routers per task."""
     layers = dict(mixtures(model))
     unused = {f"{name}.delta_bias" for name, layer in layers.items() if not layer.delta_bias.any()}
-    tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point() and n not in unused}
+    named = {n: t for n, t in model.state_dict().items() if t.is_floating_point() and n not in unused}
+    # A gate that several Linears share, like a tied weight, has a name in each.
+    tensors = {(t.data_ptr(), t.shape): t for t in named.values()}
     tasks = max((layer.tasks for layer in layers.values()), default=1)
     # The gate of several layers may be one module.
     deciding = {layer.gate for layer in layers.values()} | {
-        module for module in model.modules() if isinstance(module, TokenRouter)
+        module for module in model.modules() if isinstance(module, TokenRouter | ClosedFormGate)
     }
     gates = sum(t.numel() for module in deciding for t in module.state_dict().values()) // max(tasks, 1)
     return {"parameters": sum(t.numel() for t in tensors.values()), "gate_parameters": gates}

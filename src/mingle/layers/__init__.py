@@ -1,5 +1,15 @@
 """The merged layer: a frozen Linear plus gated low-rank experts."""
 
+from mingle.layers.closed_form import (
+    ClosedFormGate,
+    ClosedFormRouter,
+    Decision,
+    Reading,
+    RouterFeatures,
+    RouterForm,
+    TrunkRouter,
+    trunk_of,
+)
 from mingle.layers.expert import Energy, LowRankExpert, build_expert
 from mingle.layers.gate import Gate, GateReduction, PooledInput, SubspaceGate
 from mingle.layers.mixture import MixtureLinear, is_linear, is_transposed
@@ -9,6 +19,9 @@ from mingle.layers.router import RoutedMLP, TokenRouter
 from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
 
 __all__ = [
+    "ClosedFormGate",
+    "ClosedFormRouter",
+    "Decision",
     "Energy",
     "Gate",
     "GateReduction",
@@ -18,14 +31,19 @@ __all__ = [
     "MixtureNorm",
     "Placement",
     "PooledInput",
+    "Reading",
     "RoutedMLP",
+    "RouterFeatures",
+    "RouterForm",
     "SubspaceGate",
     "TokenRouter",
+    "TrunkRouter",
     "build_expert",
     "is_linear",
     "is_transposed",
     "kept_wide",
     "mixtures",
+    "trunk_of",
     "unwrap",
     "wrap",
     "wrap_norms",

@@ -143,6 +143,11 @@ class Gate(nn.Module):
             self.new_weight = self.new_bias = None
             self.append(weight, bias)
 
+    def of(self, x: Tensor, pool: PooledInput) -> Tensor:
+        """The gates (N, T) of a layer's input (N, …, d_in)."""
+        gates: Tensor = self(pool(x))
+        return gates
+
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ (N, d_in) -> gates (N, T); with reduction ``batch`` every row is the mean over the batch."""
         gates = nn.functional.linear(pooled, self.weight, self.bias)

@@ -92,7 +92,7 @@ class MixtureLinear(nn.Module):
         if self.tasks == 0:
             plain: Tensor = self.linear(x)
             return plain
-        gates: Tensor = self.gate(self.pool(x))
+        gates = self.gate.of(x, self.pool)
         gates = (gates if self.sharing is None else gates @ self.sharing).to(x.dtype)
         kept = None
         if self.strongest is not None and self.strongest < self.tasks:

@@ -43,12 +43,25 @@ class SharedGate(Gate):
 
     values: Tensor | None = None
 
-    def forward(self, pooled: Tensor) -> Tensor:
+    def of(self, x: Tensor, pool: PooledInput) -> Tensor:
         """The gates of the current forward pass, whatever the layer's own input is."""
+        return spread(self.forward(x), x, pool)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """The gates of the current forward pass."""
         del pooled
         if self.values is None:
-            raise RuntimeError("this Linear runs only inside its RoutedMLP, which computes the gates")
+            raise RuntimeError("this Linear runs only inside the module whose router computes its gates")
         return self.reduced(self.values)
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy of the model must not hold a graph.
+        return {**self.__dict__, "values": None}
+
+
+def spread(gates: Tensor, x: Tensor, pool: PooledInput) -> Tensor:
+    """The gates of samples (N, T) for the rows of x: every row that a sample is cut into has the sample's."""
+    return gates if pool.samples is None else gates.repeat_interleave(len(x) // pool.samples, dim=0)
 
 
 class RoutedMLP(nn.Module):
@@ -68,6 +81,5 @@ class RoutedMLP(nn.Module):
         try:
             y: Tensor = self.mlp(x)
         finally:
-            # The gates belong to this pass, and a copy of the model must not hold a graph.
             self.gate.values = None
         return y

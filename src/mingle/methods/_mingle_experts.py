@@ -68,10 +68,7 @@ def assemble(
     for name, layer in layers.items():
         for weight, bias in _gate_rows(state, options, name):
             layer.gate.append(weight, bias)
-    if options.vectors == "gated":
-        experts = [step["experts"] for step in _steps(state, newest)]
-        for name, norm in wrap_norms(model, merged_groups(state.base, options), layers).items():
-            norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in experts)
+    mount_norms(state, options, model, layers, newest)
     return model.eval(), layers
 
 
@@ -86,6 +83,21 @@ def mount_experts(
         layer.extend(served_expert(steps, index, name) for index in range(len(steps)))
         layer.share(sharing_of(steps, name))
     return model.eval(), layers
+
+
+def mount_norms(
+    state: State,
+    options: MingleOptions,
+    model: nn.Module,
+    layers: Mapping[str, MixtureLinear],
+    newest: Tensors | None = None,
+) -> None:
+    """With ``vectors="gated"`` lets LayerNorms follow the gates, which are there, of what reads them."""
+    if options.vectors != "gated":
+        return
+    experts = [step["experts"] for step in _steps(state, newest)]
+    for name, norm in wrap_norms(model, merged_groups(state.base, options), layers).items():
+        norm.extend((tensors[f"{name}.weight"], tensors[f"{name}.bias"]) for tensors in experts)
 
 
 def _gate_rows(state: State, options: MingleOptions, name: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mingle.adaptation import SeedSelection
 from mingle.config import Options
 from mingle.errors import ConfigError
-from mingle.layers import GateReduction
+from mingle.layers import GateReduction, RouterFeatures, RouterForm
 from mingle.methods.base_method import Base
 from mingle.subspace import Basis, Projection
 
@@ -85,8 +85,30 @@ class GateOptions(ExpertOptions):
     batch_size: int = Field(16, ge=1)
 
 
-class MingleOptions(GateOptions):
+class RouterOptions(GateOptions):
+    """How gates in closed form (``gates="analytic"``) read an input, and what they make of it.
+
+    ``router_reads``: the first blocks of the frozen base, which a prediction then computes twice (``trunk``);
+    the input of every block's first Linear (``block``); or what each Linear reads (``layer``).
+    ``router_depth``: of the trunk in blocks; None: half of them. ``router_rank``: rows that a task's second
+    moment keeps at most; None: all.
+    """
+
+    router_reads: Literal["trunk", "block", "layer"] = "trunk"
+    router_depth: int | None = Field(None, ge=0)
+    router_features: RouterFeatures = "mean"
+    router_ridge: float = Field(1e-3, gt=0)
+    router_rank: int | None = Field(None, ge=1)
+    router_form: RouterForm = "softmax"
+    router_temperature: float = Field(0.1, gt=0)
+    router_top: int = Field(1, ge=1)
+
+
+class MingleOptions(RouterOptions):
     """Options of the method; the defaults are what we recommend.
+
+    ``gates``: ``adapted`` on seeds by gradient steps; ``analytic``, solved for in closed form, all of them
+    anew at every step; ``static``, all at ``static_gate``.
 
     ``old_gates="trained"``: the gates of all tasks are trained at every step, and the newest step's count.
     ``seeds_in_all`` samples are drawn where it is given, ``seeds_per_class`` times the number of classes
@@ -95,7 +117,7 @@ class MingleOptions(GateOptions):
     """
 
     vectors: Literal["dropped", "gated"] = "dropped"
-    gates: Literal["adapted", "static"] = "adapted"
+    gates: Literal["adapted", "analytic", "static"] = "adapted"
     static_gate: float = 0.3
     old_gates: Literal["frozen", "trained"] = "frozen"
     temperature: float = Field(2.0, gt=0)
@@ -124,6 +146,8 @@ def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
 
     Raises UnknownNameError for the sites, ConfigError for MB that do not hold a rank in every Linear.
     """
+    if isinstance(options, MingleOptions) and options.gates == "analytic":
+        _check_router(options)
     groups = base.backbone.groups(base.outline, options.sites)
     chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
     resolved = ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
@@ -137,6 +161,16 @@ def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
                 f"expected at least {math.ceil(least / 1e3) / 1e3:g}MB"
             )
     return resolved
+
+
+def _check_router(options: MingleOptions) -> None:
+    if options.seeds == "teacher":
+        raise ConfigError("seeds: gates in closed form ask no teacher; use 'random' or 'label'")
+    if options.vectors == "gated" and options.router_reads != "trunk":
+        raise ConfigError(
+            "vectors: LayerNorms run before what a router reads in their block; use router_reads 'trunk', or "
+            "drop the vectors"
+        )
 
 
 PAPER: dict[str, Any] = {
@@ -173,6 +207,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "light_paper": PAPER | {"sites": "light"},
     "light_reference": REFERENCE | {"sites": "light+out"},
     "static": {"gates": "static"},
+    "analytic": {"gates": "analytic"},
     "text": TEXT,
     "ablation_adaptation": {"old_gates": "trained", "null_space": "off"},
     "ablation_frozen": {"null_space": "off"},

@@ -150,19 +150,25 @@ class State:
         return replace(self, steps=(*self.steps, step))
 
 
-def require_seeds(arrival: Arrival) -> tuple[SeedPool, Head]:
-    """The arrival's seeds and head, for methods that need them. Raises SeedsError, CheckpointError."""
+def require_pool(arrival: Arrival) -> SeedPool:
+    """The arrival's seeds, for methods that need them. Raises SeedsError."""
     if arrival.seeds is None:
         raise SeedsError(
             f"task {arrival.name!r}: this method adapts on seed samples (unlabelled) and none were given; "
             "name a folder of images, an array file or suite:task"
         )
+    return arrival.seeds
+
+
+def require_seeds(arrival: Arrival) -> tuple[SeedPool, Head]:
+    """The arrival's seeds and head, for methods that need them. Raises SeedsError, CheckpointError."""
+    pool = require_pool(arrival)
     if arrival.head is None:
         raise CheckpointError(
             f"{arrival.checkpoint.source}: no class head found; put head.safetensors (for CLIP: "
             "class_embeddings, classes × dimension) beside the checkpoint, or pass head= (--head)"
         )
-    return arrival.seeds, arrival.head
+    return pool, arrival.head
 
 
 class NoOptions(Options):

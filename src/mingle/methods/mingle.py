@@ -6,11 +6,13 @@ never touched again.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
+from mingle.methods._mingle_analytic import analytic_gates, routed_model
 from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
@@ -28,7 +30,7 @@ class Mingle(Method[MingleOptions]):
     @property
     def needs_seeds(self) -> bool:
         """True unless the gates are static."""
-        return self.options.gates == "adapted"
+        return self.options.gates != "static"
 
     @property
     def scored_seeds(self) -> bool:
@@ -48,7 +50,7 @@ class Mingle(Method[MingleOptions]):
         replay = MingleReplay() if arrival.replay is None else arrival.replay
         if not isinstance(replay, MingleReplay):
             raise ConfigError(f"replay: expected a MingleReplay, found {type(replay).__name__}")
-        if self.needs_seeds:
+        if self.options.gates == "adapted":
             require_seeds(arrival)
         options = resolve(self.options, state.base)
         started = time.perf_counter()
@@ -57,7 +59,7 @@ class Mingle(Method[MingleOptions]):
             state, arrival.name, experts, energy["norm"], options.budget, options.merge_cosine
         )
         built = time.perf_counter()
-        gates, subspace, adaptation = self._gates(state, arrival, options, newest, replay, progress)
+        gates, adaptation = self._gates(state, arrival, options, newest, replay, progress)
         timing = {"experts": built - started, "adaptation": time.perf_counter() - built}
         report = {
             "settings": options.model_dump(),
@@ -66,12 +68,13 @@ class Mingle(Method[MingleOptions]):
             **budget,
             **adaptation,
         }
-        tensors = {**newest, "gates": gates, "subspace": subspace}
-        return state.append(Step(arrival.name, tensors, arrival.head, report))
+        return state.append(Step(arrival.name, {**newest, **gates}, arrival.head, report))
 
     def model(self, state: State, task: str | None = None) -> nn.Module:
         """The base's class with a MixtureLinear at every merged site."""
         del task
+        if self.options.gates == "analytic":
+            return routed_model(state, resolve(self.options, state.base))
         return assemble(state, self.options)[0]
 
     def _gates(
@@ -82,10 +85,15 @@ class Mingle(Method[MingleOptions]):
         newest: Tensors,
         replay: MingleReplay,
         progress: Progress,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
+        """Tensors of the step by file stem, and what to report."""
         if options.gates == "static":
-            return static_gates(newest["experts"], options.static_gate, state.base.dtype), {}, {}
-        return adapt_gates(state, arrival, options, newest, replay, progress)
+            return {"gates": static_gates(newest["experts"], options.static_gate, state.base.dtype)}, {}
+        if options.gates == "analytic":
+            router, report = analytic_gates(state, arrival, options, newest)
+            return {"router": router}, report
+        adapted = adapt_gates(state, arrival, options, newest, replay, progress)
+        return {"gates": adapted.gates, "subspace": adapted.subspace}, adapted.report
 
 
 PLUGIN = Mingle

@@ -1,0 +1,198 @@
+"""Gates in closed form: where routers read, what a step keeps for them, and how they get into the model.
+
+Tensors of a step's ``router``, float64, for every place where a router reads: ``<place>.factor`` (q, d̃) and
+``<place>.mean`` (d̃,), the statistics of the task alone, and ``<place>.weight`` (t, d̃), the gates of all tasks
+as they were solved for at that step. So ``undo`` has nothing to subtract.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mingle.adaptation import RouterStatistics, router_statistics, select_seeds, solve_router, watch_inputs
+from mingle.backbones import Batch, count, split, take
+from mingle.backbones.base_backbone import FORWARD_BATCH
+from mingle.errors import CheckpointError, ConfigError
+from mingle.layers import (
+    ClosedFormGate,
+    ClosedFormRouter,
+    Decision,
+    Gate,
+    MixtureLinear,
+    PooledInput,
+    Reading,
+    TrunkRouter,
+    trunk_of,
+)
+from mingle.methods._mingle_experts import merged_groups, mount_experts, mount_norms
+from mingle.methods._mingle_options import ResolvedOptions, RouterOptions
+from mingle.methods._seed_samples import derived_generator, seed_report
+from mingle.methods.base_experts import Tensors
+from mingle.methods.base_method import Arrival, Base, State, require_pool
+
+
+class Place(NamedTuple):
+    """A module whose input is read, and the Linears that get the gates."""
+
+    reader: str
+    linears: tuple[str, ...]
+
+
+class Stack(NamedTuple):
+    """The module that runs numbered blocks, what it calls them, and how many of them the router reads."""
+
+    name: str
+    blocks: str
+    depth: int
+
+
+def analytic_gates(
+    state: State, arrival: Arrival, options: ResolvedOptions, newest: Tensors
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The ``router`` tensors of a new step, and what to report. Raises SeedsError, ConfigError."""
+    pool = require_pool(arrival)
+    generator = derived_generator(arrival, len(state.steps))
+    wanted = options.seeds_in_all
+    if wanted is None:
+        if arrival.head is None:
+            raise CheckpointError(
+                f"{arrival.checkpoint.source}: no class head found to count seeds by; pass head= (--head), "
+                "or seeds_in_all"
+            )
+        wanted = options.seeds_per_class * len(arrival.head.classes)
+    chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=pool.labels)
+    read = _read(state.base, options, newest, take(pool.batch, chosen))
+    tensors: dict[str, Tensor] = {}
+    earlier = [step.tensors["router"] for step in state.steps]
+    shares = []
+    for place, seen in read.items():
+        own = router_statistics(seen, options.router_rank)
+        known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
+        weight = solve_router([*known, own], options.router_ridge)
+        tensors |= {f"{place}.factor": own.factor, f"{place}.mean": own.mean, f"{place}.weight": weight}
+        shares.append(_decision(options)(seen.double() @ weight.mT).mean(0))
+    gates = torch.stack(shares).mean(0).tolist()
+    report = {
+        "gates_on_seeds": dict(zip([*state.tasks, arrival.name], gates, strict=True)),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+    }
+    return tensors, {"router": report, "seeds": seed_report(pool, options.seeds, chosen)}
+
+
+def routed_model(state: State, options: ResolvedOptions) -> nn.Module:
+    """The merged model with a router at every place."""
+    model, layers = mount_experts(state, options)
+    if state.steps:
+        _mount(state.base, model, layers, options, state.steps[-1].tensors["router"])
+        mount_norms(state, options, model, layers)
+    return model.eval()
+
+
+def _mount(
+    base: Base,
+    model: nn.Module,
+    layers: Mapping[str, MixtureLinear],
+    options: RouterOptions,
+    solved: Mapping[str, Tensor],
+) -> dict[str, ClosedFormRouter]:
+    """Gives every layer its gate; without a ``<reader>.weight`` among ``solved`` all gates are 1.
+
+    Returns the routers by reader; gates of Linears that read for themselves need none.
+    """
+    reading = Reading(options.router_features)
+    routers: dict[str, ClosedFormRouter] = {}
+    for reader, linears in _places(base, options):
+        pool, weight = layers[linears[0]].pool, solved.get(f"{reader}.weight")
+        # Gates decide in float32, the statistics are in float64.
+        weight = None if weight is None else weight.float()
+        own = ClosedFormGate(weight, reading, _decision(options))
+        gate: Gate = own
+        if options.router_reads != "layer":
+            module = model.get_submodule(reader)
+            if options.router_reads == "trunk":
+                stack = _stack(base, options)
+                trunk = trunk_of(module, stack.blocks, stack.depth)
+                routers[reader] = TrunkRouter(own, pool, trunk)
+            else:
+                routers[reader] = ClosedFormRouter(own, pool)
+            routers[reader].serve(module)
+            gate = routers[reader].gate
+        gate.reduction = options.gate_reduction
+        for name in linears:
+            layers[name].gate = gate
+    return routers
+
+
+def _places(base: Base, options: RouterOptions) -> list[Place]:
+    groups = merged_groups(base, options)
+    if options.router_reads == "layer":
+        return [Place(group.name, group.linears) for group in groups]
+    every = tuple(name for group in groups for name in group.linears)
+    if options.router_reads == "trunk":
+        return [Place(_stack(base, options).name, every)]
+    blocks: dict[str, list[str]] = {}
+    for name in every:
+        blocks.setdefault(_block(name), []).append(name)
+    return [Place(block, tuple(linears)) for block, linears in blocks.items()]
+
+
+def _stack(base: Base, options: RouterOptions) -> Stack:
+    """The stack of the first merged Linear. Raises ConfigError where it has not that many blocks."""
+    names = [name for group in merged_groups(base, options) for name in group.linears]
+    blocks = _block(names[0]).rpartition(".")[0]
+    count_of = len(list(base.outline.get_submodule(blocks).children()))
+    depth = count_of // 2 if options.router_depth is None else options.router_depth
+    if depth >= count_of:
+        raise ConfigError(f"router_depth: expected fewer than the {count_of} blocks, found {depth}")
+    stack, _, local = blocks.rpartition(".")
+    return Stack(stack, local, depth)
+
+
+def _block(linear: str) -> str:
+    """The name of the numbered block that a Linear is part of. Raises ConfigError where it is in none."""
+    parts = linear.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: place + 1])
+    raise ConfigError(f"router_reads: {linear} is part of no numbered block; use 'layer'")
+
+
+def _decision(options: RouterOptions) -> Decision:
+    return Decision(options.router_form, options.router_temperature, options.router_top)
+
+
+def _read(base: Base, options: ResolvedOptions, newest: Tensors, batch: Batch) -> dict[str, Tensor]:
+    """What a router at every place reads of the samples: (n, d̃).
+
+    In the base alone for a trunk. Elsewhere once in the base and once with the new expert at gate 1, the two
+    ends of what a sample of the task can meet there: (2n, d̃).
+    """
+    found = _read_once(base, options, None, batch)
+    if options.router_reads != "trunk":
+        more = _read_once(base, options, {"experts": newest["experts"]}, batch)
+        found = {reader: torch.cat([part, more[reader]]) for reader, part in found.items()}
+    return found
+
+
+def _read_once(
+    base: Base, options: ResolvedOptions, expert: Tensors | None, batch: Batch
+) -> dict[str, Tensor]:
+    model, layers = mount_experts(State(base), options, expert)
+    routers = _mount(base, model, layers, options, {})
+    seen: dict[str, list[Tensor]] = {place.reader: [] for place in _places(base, options)}
+    reading = Reading(options.router_features)
+
+    def see(reader: str, x: Tensor, pool: PooledInput) -> None:
+        # A text that is written is read at its beginning.
+        if pool.held is None or "router" not in pool.held:
+            seen[reader].append(reading(x, pool))
+
+    for reader, router in routers.items():
+        router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args[0], r.pool))
+    own = {} if routers else {reader: layers[reader] for reader in seen}
+    with torch.no_grad(), watch_inputs(own, lambda name, x: see(name, x, layers[name].pool)):
+        for part in split(batch, FORWARD_BATCH):
+            base.backbone.features(model, part)
+    return {reader: torch.cat(parts) for reader, parts in seen.items()}

@@ -1,0 +1,258 @@
+"""Gates in closed form: the statistics, what routers read in every family, and the merged model."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mingle.adaptation import router_statistics, solve_router
+from mingle.backbones import BACKBONES
+from mingle.errors import ConfigError, DivergedError, SeedsError
+from mingle.evaluation.final import parameters
+from mingle.layers import Decision, PooledInput, Reading, mixtures
+from mingle.methods import METHODS, Arrival, Base, SeedPool
+
+from ..backbones.families import FAMILIES
+from ..conftest import tensors_of
+from .conftest import TASKS
+
+READS = ("trunk", "block", "layer")
+# Text that is written has its own way through a model; every way of reading pictures is another trunk.
+KINDS = (
+    "clip",
+    "open_clip",
+    "vit",
+    "swin",
+    "beit",
+    "bert",
+    "deberta-v2",
+    "distilbert",
+    "t5",
+    "llama",
+    "gpt2",
+)
+
+
+def build(**changes):
+    return METHODS.get("mingle").with_preset("analytic", {"rank": 4} | changes)
+
+
+# --- statistics
+
+
+def samples(seed, sizes, width):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [
+        torch.randn(size, width - 1, generator=generator, dtype=torch.float64) + i
+        for i, size in enumerate(sizes)
+    ]
+    return [torch.cat([part, part.new_ones(len(part), 1)], dim=1) for part in parts]
+
+
+def joint(parts, ridge):
+    """Weighted ridge regression on indicator targets over all samples at once, by its normal equations."""
+    X = torch.cat(parts)
+    owner = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
+    Y = torch.nn.functional.one_hot(owner, len(parts)).double()
+    weight = torch.cat([torch.full((len(part),), 1 / len(part), dtype=torch.float64) for part in parts])
+    R = X.mT @ (weight[:, None] * X)
+    return torch.linalg.solve(
+        R + ridge * R.diagonal().mean() * torch.eye(len(R), dtype=torch.float64), X.mT @ (weight[:, None] * Y)
+    ).mT
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    width=st.integers(2, 12),
+    ridge=st.sampled_from([1e-4, 1e-3, 1e-1]),
+)
+def test_one_task_after_the_other_is_all_at_once(seed, sizes, width, ridge):
+    parts = samples(seed, sizes, width)
+    kept = [router_statistics(part) for part in parts]
+    for done in range(1, len(parts) + 1):
+        torch.testing.assert_close(
+            solve_router(kept[:done], ridge), joint(parts[:done], ridge), atol=1e-8, rtol=1e-8
+        )
+
+
+def test_a_capped_moment_keeps_its_largest_directions():
+    (part,) = samples(3, [40], 9)
+    whole, capped = router_statistics(part), router_statistics(part, 4)
+    assert whole.factor.shape == (9, 9)
+    assert capped.factor.shape == (4, 9)
+    moment = part.mT @ part / 40
+    torch.testing.assert_close(whole.factor.mT @ whole.factor, moment)
+    values = torch.linalg.eigvalsh(moment).flip(0)
+    left = torch.linalg.eigvalsh(capped.factor.mT @ capped.factor).flip(0)
+    torch.testing.assert_close(left[:4], values[:4])
+    assert left[4:].abs().max() < 1e-12
+    assert torch.equal(capped.mean, whole.mean)
+
+
+def test_statistics_hold_no_sample():
+    (part,) = samples(5, [6], 30)
+    rows = router_statistics(part).factor * 6**0.5
+    assert torch.cdist(rows, part).min() > 0.5
+
+
+def test_seeds_that_say_nothing_give_gates_of_nothing():
+    empty = router_statistics(torch.zeros(5, 4))
+    assert torch.equal(solve_router([empty, empty], 1e-3), torch.zeros(2, 4, dtype=torch.float64))
+    with pytest.raises(DivergedError, match="not finite"):
+        solve_router(
+            [router_statistics(torch.ones(2, 4)), empty._replace(factor=torch.full((1, 4), torch.inf))], 1e-3
+        )
+
+
+# --- reading and deciding
+
+
+@pytest.mark.parametrize("features", ["mean", "mean+std"])
+def test_reading_leaves_padding_out(features):
+    generator = torch.Generator().manual_seed(1)
+    x, mask = (
+        torch.randn(3, 5, 4, generator=generator),
+        torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 0]]),
+    )
+    pool = PooledInput()
+    pool.mask = mask
+    found = Reading(features)(x, pool)
+    for row, sample, real in zip(found, x, mask.bool(), strict=True):
+        tokens = sample[real]
+        parts = [tokens.mean(0)] + [tokens.std(0, correction=0)] * (features == "mean+std")
+        torch.testing.assert_close(row, torch.cat([*parts, torch.ones(1)]), atol=1e-5, rtol=1e-5)
+
+
+def test_forms():
+    scores = torch.tensor([[0.9, 0.1, 0.3], [0.2, 0.2, 0.7]])
+    assert torch.equal(Decision("raw")(scores), scores)
+    torch.testing.assert_close(Decision("softmax", 0.5)(scores), (scores / 0.5).softmax(1))
+    assert torch.equal(Decision("top_k", 0.5, 1)(scores), torch.tensor([[1.0, 0, 0], [0, 0, 1]]))
+    two = Decision("top_k", 0.5, 2)(scores[:1])
+    torch.testing.assert_close(two, torch.tensor([[0.0, -torch.inf, 0]]).add(scores[:1] / 0.5).softmax(1))
+    assert torch.equal(Decision("top_k", 0.5, 9)(scores), Decision("softmax", 0.5)(scores))
+
+
+# --- the merged model
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_the_gates_are_the_solution_on_what_was_read(merge, pool, reads):
+    """By plain formulas: of a trunk, the hidden states of the frozen base."""
+    method = build(router_reads=reads, router_depth=1 if reads == "trunk" else None, seeds_in_all=40)
+    state = merge(method)
+    newest = state.steps[-1].tensors["router"]
+    places = [name.removesuffix(".weight") for name in newest if name.endswith(".weight")]
+    assert len(places) == {"trunk": 1, "block": 2, "layer": 8}[reads]
+    if reads == "trunk":
+        hidden = state.base.model()(**pool.batch, output_hidden_states=True).hidden_states[1]
+        x = torch.cat([hidden.mean(1), torch.ones(40, 1)], dim=1).double()
+        # All tasks have the same seeds here, and so the same gates.
+        expected = joint([x, x, x], 1e-3)
+        torch.testing.assert_close(newest[f"{places[0]}.weight"], expected, atol=1e-4, rtol=1e-4)
+        model = method.model(state)
+        model(**pool.batch)
+        gates = next(iter(dict(mixtures(model)).values())).gate.values
+        torch.testing.assert_close(gates, (x @ expected.mT / 0.1).softmax(1).float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_every_step_keeps_its_own_statistics_and_all_gates(merge, reads):
+    method = build(router_reads=reads)
+    long, short = merge(method), merge(method, TASKS[:2])
+    for step, same in zip(long.steps, short.steps, strict=False):
+        for name, tensor in same.tensors["router"].items():
+            assert torch.equal(tensor, step.tensors["router"][name])
+            assert tensor.dtype == torch.float64
+    for count, step in enumerate(long.steps, start=1):
+        rows = {len(t) for name, t in step.tensors["router"].items() if name.endswith(".weight")}
+        assert rows == {count}
+        report = step.report["router"]
+        assert report["bytes"] == sum(t.nbytes for t in step.tensors["router"].values())
+        assert list(report["gates_on_seeds"]) == list(TASKS[:count])
+        assert sum(report["gates_on_seeds"].values()) == pytest.approx(1)
+
+
+def test_a_capped_rank_bounds_what_a_task_keeps(merge):
+    capped = merge(build(router_rank=3)).steps[0].tensors["router"]
+    assert {len(t) for name, t in capped.items() if name.endswith(".factor")} == {3}
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("name", KINDS)
+def test_all_families(tmp_path, name, reads):
+    """Samples do not see each other, a copy is independent, and undoing is taking the last step off."""
+    family = FAMILIES[name]
+    family.write(tmp_path)
+    backbone = BACKBONES.get(family.backbone)()
+    base = Base(backbone, backbone.open(tmp_path / "base"))
+    batch = backbone.prepare(family.samples(0, 6), base.checkpoint)
+    method = build(router_reads=reads, seeds_in_all=6, router_features="mean+std")
+    state = method.init(base)
+    for number, task in enumerate(("task1", "task2"), start=1):
+        opened = backbone.open(tmp_path / task, base.checkpoint)
+        head = backbone.head(opened, base=base.checkpoint)
+        pool = SeedPool(backbone.prepare(family.samples(number, 6), base.checkpoint))
+        state = method.update(state, Arrival(task, opened, head, pool, seed=1))
+    model = method.model(state)
+    found = backbone.features(model, batch)
+    # Another model of the same base shares modules with nothing of this one.
+    twin = copy.deepcopy(model)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.zero_()
+    again = backbone.features(twin, batch)
+    torch.testing.assert_close(again, found, atol=1e-5, rtol=1e-5)
+    alone = [backbone.features(twin, {key: t[i : i + 1] for key, t in batch.items()}) for i in range(6)]
+    wide = max(part.shape[1] for part in alone)
+    joined = torch.cat([torch.nn.functional.pad(part, (0, wide - part.shape[1])) for part in alone])
+    torch.testing.assert_close(joined[:, : found.shape[1]], found[:, :wide], atol=1e-4, rtol=1e-4)
+    newest = state.steps[-1].tensors["router"]
+    # The first token that a T5 decoder reads is the same for all texts.
+    same = [t[0].allclose(t[1]) for key, t in newest.items() if key.endswith(".weight")]
+    assert sum(same) < (len(same) if name == "t5" else 1)
+    # The tiny T5 writes nothing, whatever is merged.
+    assert name == "t5" or not torch.equal(found, backbone.features(base.model(), batch))
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_routers_are_counted_once(merge, base, reads):
+    method = build(router_reads=reads)
+    state = merge(method)
+    plain = merge(METHODS.get("oracle").with_preset("default", {"rank": 4}))
+    found = parameters(method.model(state))["parameters"]
+    bare = parameters(METHODS.get("oracle").with_preset("default", {"rank": 4}).model(plain, TASKS[0]))
+    newest = state.steps[-1].tensors["router"]
+    rows = sum(t.numel() for name, t in newest.items() if name.endswith(".weight"))
+    gates = 3 * bare["gate_parameters"]
+    assert found == bare["parameters"] - gates + rows
+
+
+def test_the_same_seeds_give_the_same_bits(merge):
+    one, two = (tensors_of(merge(build())) for _ in range(2))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"router_depth": 2}, ConfigError, "router_depth: expected fewer than the 2 blocks, found 2"),
+        ({"seeds": "teacher"}, ConfigError, "ask no teacher"),
+        ({"vectors": "gated", "router_reads": "block"}, ConfigError, "vectors: .* use router_reads 'trunk'"),
+    ],
+)
+def test_what_cannot_be_is_refused(merge, changes, error, message):
+    with pytest.raises(error, match=message):
+        merge(build(**changes))
+
+
+def test_seeds_are_needed(merge):
+    with pytest.raises(SeedsError, match="none were given"):
+        merge(build(), seeds=None)
