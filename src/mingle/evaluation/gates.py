@@ -34,7 +34,7 @@ def gate_activations(
 
     def remember(name: str, x: Tensor) -> None:
         # A model that writes runs a layer once per token; its last run has seen all of them.
-        last[name] = layers[name].gate(layers[name].pool(x)).double().mean(0)
+        last[name] = layers[name].gate.of(x, layers[name].pool).double().mean(0)
 
     with watch_inputs(layers, remember):
         for row, test in enumerate(tests.values()):
