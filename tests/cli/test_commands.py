@@ -265,3 +265,15 @@ def test_a_budget_is_kept_and_shown(call, tmp_path, zoo, config, seeds):
     code, _, err = call("init", tmp_path / "b", "--base", zoo / "base", "--method", "ties", "--budget", "6")
     assert code == 2
     assert "method 'ties': unknown option 'budget'" in err
+
+
+def test_a_router_says_whom_the_seeds_resemble(call, tmp_path, zoo, config, seeds):
+    folder = tmp_path / "routed"
+    config.write_text("options:\n  gates: analytic\n  rank: 4\n")
+    assert call("init", folder, "--base", zoo / "base", "--config", config)[0] == 0
+    for task in ("task1", "task2"):
+        assert call("add", folder, zoo / task, "--seeds", seeds)[0] == 0
+    stored = json.loads(call("show", folder, "task2", "--json")[1])["report"]["router"]["gates_on_seeds"]
+    largest, other = sorted(stored, key=stored.get, reverse=True)
+    said = f"router      gates on its seeds: {largest} {stored[largest]:.0%}, {other} {stored[other]:.0%}\n"
+    assert said in call("show", folder, "task2")[1]

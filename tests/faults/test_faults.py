@@ -28,6 +28,16 @@ def test_after_any_fault_the_state_is_whole_and_the_next_change_works(found, nam
         assert inject(change, kind, rng.choice(places(kind, points)), tmp_path / "fault")
 
 
+def test_who_held_the_lock_is_in_no_export(found, tmp_path):
+    """The names of process and machine would leave with it."""
+    change = found["export hf"]
+    points = points_of(change, tmp_path / "points")
+    removals = [at for at, point in enumerate(points, start=1) if point == ["unlink", ".mingle.lock.json"]]
+    assert len(removals) > 3
+    for at in removals:
+        assert inject(change, "broken", at, tmp_path / "fault")
+
+
 @pytest.mark.parametrize("name", ["add mingle", "undo average", "export merged --force", "results"])
 def test_every_file_that_a_change_writes_is_a_point_of_failure(found, name, tmp_path):
     """Otherwise a writer that goes its own way would never be interrupted."""

@@ -206,6 +206,11 @@ def _describe(report: dict[str, Any]) -> list[str]:
         lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
     if "budget" in report:
         lines.append(_budget_line(report["budget"]))
+    if "router" in report:
+        shares = sorted(report["router"]["gates_on_seeds"].items(), key=lambda share: -share[1])
+        lines.append(
+            f"router      gates on its seeds: {', '.join(f'{t} {share:.0%}' for t, share in shares)}"
+        )
     if report.get("losses"):
         losses = report["losses"]
         lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")

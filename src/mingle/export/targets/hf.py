@@ -12,7 +12,7 @@ from mingle.export.model_files import copy_base
 from mingle.export.target import Target
 from mingle.methods.base_method import Progress
 from mingle.state import MergeRun
-from mingle.state.lock import LOCK_FILE
+from mingle.state.lock import HOLDER_FILE, LOCK_FILE
 from mingle.weights import is_hub_id
 
 BASE_FOLDER = "base"
@@ -46,7 +46,9 @@ class Hf(Target[HfOptions]):
     def write(self, run: MergeRun, folder: Path, progress: Progress) -> dict[str, Any]:
         """Copies the history, the base if wanted, and writes the card."""
         copied = run.copy(folder, base=BASE_FOLDER if self.options.with_base else None, progress=progress)
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+        # Who wrote the copy may still stand there: names of machines do not leave with an export.
+        for name in (LOCK_FILE, HOLDER_FILE):
+            (folder / name).unlink(missing_ok=True)
         if self.options.with_base:
             copy_base(run.base.checkpoint, run.backbone, folder / BASE_FOLDER, progress)
         (folder / CARD_FILE).write_text(self._card(run), "utf-8")
