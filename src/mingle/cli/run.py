@@ -207,10 +207,8 @@ def _describe(report: dict[str, Any]) -> list[str]:
     if "budget" in report:
         lines.append(_budget_line(report["budget"]))
     if "router" in report:
-        shares = sorted(report["router"]["gates_on_seeds"].items(), key=lambda share: -share[1])
-        lines.append(
-            f"router      gates on its seeds: {', '.join(f'{t} {share:.0%}' for t, share in shares)}"
-        )
+        gates = sorted(report["router"]["gates_on_seeds"].items(), key=lambda gate: -gate[1])
+        lines.append("router      gates on its seeds: " + ", ".join(f"{t} {gate:.0%}" for t, gate in gates))
     if report.get("losses"):
         losses = report["losses"]
         lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
