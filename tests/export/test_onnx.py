@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mingle.errors import ConfigError, ExportError
-from mingle.export import export_run
-from tests.export.conftest import TASKS
+from mingle.export import export_run, from_pretrained
+from tests.export.conftest import TASKS, merge
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,22 @@ def test_the_graph_computes_what_the_model_does_for_any_batch(gated, session, pi
     assert (features - without).abs().max() > 0.01
     for one, two in zip(found, [features, *logits], strict=True):
         np.testing.assert_allclose(one, two.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
+def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
+    options = {"gates": "analytic", "router_reads": reads, "router_features": "mean+std", "rank": 28}
+    run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)
+    batch = run.backbone.prepare(pixels[:5], run.base.checkpoint)
+    with torch.no_grad():
+        expected = run.model()(**batch).image_embeds
+    export_run(run, "onnx", tmp_path / "onnx")
+    graph = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx", providers=["CPUExecutionProvider"])
+    found = graph.run(["features"], {"pixel_values": batch["pixel_values"].numpy()})[0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
+    export_run(run, "hf", tmp_path / "hf", options={"with_base": True})
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(tmp_path / "hf").model(**batch).image_embeds, expected)
 
 
 def test_a_sample_does_not_depend_on_the_rest_of_its_batch(gated, session, pixels):
