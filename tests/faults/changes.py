@@ -265,10 +265,10 @@ class Cell(Change):
         shutil.copytree(self.template, folder)
         key = sorted((folder / "cells").iterdir())[0]
         key.unlink()
+        # What a killed cell leaves in the folder for temporary files is not the benchmark's.
+        (folder / "tmp").mkdir()
 
     def act(self, folder):
-        # What a killed cell leaves in the folder for temporary files is not the benchmark's.
-        (folder / "tmp").mkdir(exist_ok=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tempfile, "tempdir", str(folder / "tmp"))
             self.table(folder, (self.row,))

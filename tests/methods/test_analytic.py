@@ -237,6 +237,37 @@ def test_the_same_seeds_give_the_same_bits(merge):
     assert all(torch.equal(tensor, two[key]) for key, tensor in one.items())
 
 
+def test_refining_moves_the_newest_rows_only_and_lasts(merge):
+    """A row that distillation moved stays moved when all are solved for anew."""
+    plain = merge(build())
+    state = merge(build(refine=8, lr=0.05, gamma=0.0))
+    (place,) = (key.removesuffix(".refined") for key in state.steps[0].tensors["router"] if "refined" in key)
+    moved = torch.stack([step.tensors["router"][f"{place}.refined"] for step in state.steps])
+    # The softmax over the first task alone is 1, whatever its row is.
+    assert moved[0].norm() < 1e-6
+    assert moved[1:].norm(dim=1).min() > 1e-3
+    for count, (step, bare) in enumerate(zip(state.steps, plain.steps, strict=True), start=1):
+        expected = bare.tensors["router"][f"{place}.weight"] + moved[:count]
+        torch.testing.assert_close(step.tensors["router"][f"{place}.weight"], expected, atol=1e-6, rtol=1e-6)
+        assert torch.equal(
+            step.tensors["router"][f"{place}.factor"], bare.tensors["router"][f"{place}.factor"]
+        )
+        assert len(step.report["losses"]) == 8
+    # With the hard projector a row is not moved along what earlier tasks look like.
+    for earlier, row in ((0, 1), (0, 2), (1, 2)):
+        leading = state.steps[earlier].tensors["router"][f"{place}.factor"][:3]
+        assert (leading @ moved[row]).abs().max() < 1e-4 * moved[row].norm()
+
+
+def test_refining_takes_the_loss_down(merge):
+    losses = (
+        merge(build(refine=100, lr=0.02, null_space="off", router_form="raw"), TASKS[:2])
+        .steps[1]
+        .report["losses"]
+    )
+    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+
+
 # --- what is refused
 
 

@@ -75,7 +75,13 @@ class ClosedFormGate(Gate):
         read = self.reading(x, pool)
         if not self.solved:
             return read.new_ones(len(read), 1)
-        return self.decision(read @ self.weight.mT.to(read.dtype))
+        newest = [] if self.new_weight is None else [self.new_weight[None]]
+        return self.decision(read @ torch.cat([self.weight, *newest]).mT.to(read.dtype))
+
+    def open(self) -> None:
+        """Makes the newest row trainable, until ``freeze()``. Its bias is the row's last entry."""
+        row, self.weight = self.weight[-1], self.weight[:-1]
+        self.append(row, row.new_zeros(()), trainable=True)
 
 
 class ClosedFormRouter(nn.Module):

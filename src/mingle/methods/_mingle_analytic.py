@@ -2,7 +2,8 @@
 
 Tensors of a step's ``router``, float64, for every place where a router reads: ``<place>.factor`` (q, d̃) and
 ``<place>.mean`` (d̃,), the statistics of the task alone, and ``<place>.weight`` (t, d̃), the gates of all tasks
-as they were solved for at that step. So ``undo`` has nothing to subtract.
+as they were solved for at that step. So ``undo`` has nothing to subtract. ``<place>.refined`` (d̃,), if there
+is one: what distillation added to the task's own row, then and at every later step (`_mingle_refine`).
 """
 
 from collections.abc import Mapping
@@ -12,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mingle.adaptation import RouterStatistics, router_statistics, select_seeds, solve_router, watch_inputs
-from mingle.backbones import Batch, count, split, take
+from mingle.backbones import Batch, count, split
 from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.errors import CheckpointError, ConfigError
 from mingle.layers import (
     ClosedFormGate,
     ClosedFormRouter,
     Decision,
-    Gate,
     MixtureLinear,
     PooledInput,
     Reading,
@@ -28,7 +28,7 @@ from mingle.layers import (
 )
 from mingle.methods._mingle_experts import merged_groups, mount_experts, mount_norms
 from mingle.methods._mingle_options import ResolvedOptions, RouterOptions
-from mingle.methods._seed_samples import derived_generator, seed_report
+from mingle.methods._seed_samples import seed_report
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, State, require_pool
 
@@ -40,6 +40,13 @@ class Place(NamedTuple):
     linears: tuple[str, ...]
 
 
+class Mounted(NamedTuple):
+    """The gates of a place, and the router that computes them where its Linears do not."""
+
+    gate: ClosedFormGate
+    router: ClosedFormRouter | None
+
+
 class Stack(NamedTuple):
     """The module that runs numbered blocks, what it calls them, and how many of them the router reads."""
 
@@ -48,13 +55,34 @@ class Stack(NamedTuple):
     depth: int
 
 
-def analytic_gates(
-    state: State, arrival: Arrival, options: ResolvedOptions, newest: Tensors
+def solved_gates(
+    state: State, options: ResolvedOptions, newest: Tensors, task: str, batch: Batch
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The ``router`` tensors of a new step, and what to report. Raises SeedsError, ConfigError."""
-    pool = require_pool(arrival)
-    generator = derived_generator(arrival, len(state.steps))
-    wanted = options.seeds_in_all
+    """The ``router`` tensors of a new step, from its seeds, and what to report. Raises DivergedError."""
+    tensors: dict[str, Tensor] = {}
+    earlier = [step.tensors["router"] for step in state.steps]
+    shares = []
+    for place, seen in _read(state.base, options, newest, batch).items():
+        own = router_statistics(seen, options.router_rank)
+        known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
+        weight = solve_router([*known, own], options.router_ridge)
+        for index, step in enumerate(earlier):
+            weight[index] += step.get(f"{place}.refined", 0)
+        tensors |= {f"{place}.factor": own.factor, f"{place}.mean": own.mean, f"{place}.weight": weight}
+        shares.append(_decision(options)(seen.double() @ weight.mT).mean(0))
+    gates = torch.stack(shares).mean(0).tolist()
+    report = {
+        "gates_on_seeds": dict(zip([*state.tasks, task], gates, strict=True)),
+        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
+    }
+    return tensors, report
+
+
+def unlooked_seeds(
+    arrival: Arrival, options: ResolvedOptions, generator: torch.Generator
+) -> tuple[Tensor, dict[str, Any]]:
+    """Seeds that are drawn without a teacher, and the report on them. Raises SeedsError, CheckpointError."""
+    pool, wanted = require_pool(arrival), options.seeds_in_all
     if wanted is None:
         if arrival.head is None:
             raise CheckpointError(
@@ -63,66 +91,46 @@ def analytic_gates(
             )
         wanted = options.seeds_per_class * len(arrival.head.classes)
     chosen = select_seeds(options.seeds, count(pool.batch), wanted, generator, classes=pool.labels)
-    read = _read(state.base, options, newest, take(pool.batch, chosen))
-    tensors: dict[str, Tensor] = {}
-    earlier = [step.tensors["router"] for step in state.steps]
-    shares = []
-    for place, seen in read.items():
-        own = router_statistics(seen, options.router_rank)
-        known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
-        weight = solve_router([*known, own], options.router_ridge)
-        tensors |= {f"{place}.factor": own.factor, f"{place}.mean": own.mean, f"{place}.weight": weight}
-        shares.append(_decision(options)(seen.double() @ weight.mT).mean(0))
-    gates = torch.stack(shares).mean(0).tolist()
-    report = {
-        "gates_on_seeds": dict(zip([*state.tasks, arrival.name], gates, strict=True)),
-        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-    }
-    return tensors, {"router": report, "seeds": seed_report(pool, options.seeds, chosen)}
+    return chosen, seed_report(pool, options.seeds, chosen)
 
 
 def routed_model(state: State, options: ResolvedOptions) -> nn.Module:
     """The merged model with a router at every place."""
     model, layers = mount_experts(state, options)
     if state.steps:
-        _mount(state.base, model, layers, options, state.steps[-1].tensors["router"])
+        mount_routers(state.base, model, layers, options, state.steps[-1].tensors["router"])
         mount_norms(state, options, model, layers)
     return model.eval()
 
 
-def _mount(
+def mount_routers(
     base: Base,
     model: nn.Module,
     layers: Mapping[str, MixtureLinear],
     options: RouterOptions,
     solved: Mapping[str, Tensor],
-) -> dict[str, ClosedFormRouter]:
-    """Gives every layer its gate; without a ``<reader>.weight`` among ``solved`` all gates are 1.
-
-    Returns the routers by reader; gates of Linears that read for themselves need none.
-    """
-    reading = Reading(options.router_features)
-    routers: dict[str, ClosedFormRouter] = {}
+) -> dict[str, Mounted]:
+    """Gives every layer its gate; without a ``<place>.weight`` among ``solved`` all gates are 1."""
+    reading, mounted = Reading(options.router_features), dict[str, Mounted]()
     for reader, linears in _places(base, options):
         pool, weight = layers[linears[0]].pool, solved.get(f"{reader}.weight")
         # Gates decide in float32, the statistics are in float64.
-        weight = None if weight is None else weight.float()
-        own = ClosedFormGate(weight, reading, _decision(options))
-        gate: Gate = own
+        gate = ClosedFormGate(None if weight is None else weight.float(), reading, _decision(options))
+        router: ClosedFormRouter | None = None
         if options.router_reads != "layer":
             module = model.get_submodule(reader)
             if options.router_reads == "trunk":
                 stack = _stack(base, options)
-                trunk = trunk_of(module, stack.blocks, stack.depth)
-                routers[reader] = TrunkRouter(own, pool, trunk)
+                router = TrunkRouter(gate, pool, trunk_of(module, stack.blocks, stack.depth))
             else:
-                routers[reader] = ClosedFormRouter(own, pool)
-            routers[reader].serve(module)
-            gate = routers[reader].gate
-        gate.reduction = options.gate_reduction
+                router = ClosedFormRouter(gate, pool)
+            router.serve(module)
+        held = gate if router is None else router.gate
+        held.reduction = options.gate_reduction
         for name in linears:
-            layers[name].gate = gate
-    return routers
+            layers[name].gate = held
+        mounted[reader] = Mounted(gate, router)
+    return mounted
 
 
 def _places(base: Base, options: RouterOptions) -> list[Place]:
@@ -180,7 +188,7 @@ def _read_once(
     base: Base, options: ResolvedOptions, expert: Tensors | None, batch: Batch
 ) -> dict[str, Tensor]:
     model, layers = mount_experts(State(base), options, expert)
-    routers = _mount(base, model, layers, options, {})
+    mounted = mount_routers(base, model, layers, options, {})
     seen: dict[str, list[Tensor]] = {place.reader: [] for place in _places(base, options)}
     reading = Reading(options.router_features)
 
@@ -189,9 +197,12 @@ def _read_once(
         if pool.held is None or "router" not in pool.held:
             seen[reader].append(reading(x, pool))
 
-    for reader, router in routers.items():
-        router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args[0], r.pool))
-    own = {} if routers else {reader: layers[reader] for reader in seen}
+    own = {}
+    for reader, (_, router) in mounted.items():
+        if router is None:
+            own[reader] = layers[reader]
+        else:
+            router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args[0], r.pool))
     with torch.no_grad(), watch_inputs(own, lambda name, x: see(name, x, layers[name].pool)):
         for part in split(batch, FORWARD_BATCH):
             base.backbone.features(model, part)

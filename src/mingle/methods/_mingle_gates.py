@@ -66,7 +66,7 @@ def adapt_gates(
     batches = replay.batches
     if batches is None:
         batches = draw_batches(count(seeds.batch), options.batch_size, options.steps, generator)
-    training = GateTraining(_distillation(state.base, model, seeds, options), batches, progress=progress)
+    training = GateTraining(distillation(state.base, model, seeds, options), batches, progress=progress)
     losses = train_gates(state, options, layers, training)
     subspace = new_directions(state, options, model, layers, seeds.batch, seeds.head)
     return AdaptedGates(gate_tensors(layers, options), subspace, {"losses": losses, "seeds": seeds.report})
@@ -155,6 +155,7 @@ class Seeds(NamedTuple):
     lesson: Lesson
     head: Head
     report: dict[str, Any]
+    chosen: Tensor
 
     @property
     def batch(self) -> Batch:
@@ -180,12 +181,13 @@ def choose_seeds(
         lesson = base.backbone.teach(teacher, take(pool.batch, chosen), head)
     else:
         lesson = lesson.take(chosen)
-    return Seeds(lesson, head, seed_report(pool, options.seeds, chosen))
+    return Seeds(lesson, head, seed_report(pool, options.seeds, chosen), chosen)
 
 
-def _distillation(
+def distillation(
     base: Base, model: nn.Module, seeds: Seeds, options: MingleOptions
 ) -> Callable[[Tensor], Tensor]:
+    """The loss of batch indices into the seeds: what keeps the model from saying what its teacher says."""
     objective = OBJECTIVES[options.loss]
 
     def loss(index: Tensor) -> Tensor:

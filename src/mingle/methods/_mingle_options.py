@@ -89,9 +89,9 @@ class RouterOptions(GateOptions):
     """How gates in closed form (``gates="analytic"``) read an input, and what they make of it.
 
     ``router_reads``: the first blocks of the frozen base, which a prediction then computes twice (``trunk``);
-    the input of every block's first Linear (``block``); or what each Linear reads (``layer``).
+    the input of every block (``block``); or what each Linear reads (``layer``).
     ``router_depth``: of the trunk in blocks; None: half of them. ``router_rank``: rows that a task's second
-    moment keeps at most; None: all.
+    moment keeps at most; None: all. ``refine``: steps of distillation after that, for the newest gates.
     """
 
     router_reads: Literal["trunk", "block", "layer"] = "trunk"
@@ -102,6 +102,7 @@ class RouterOptions(GateOptions):
     router_form: RouterForm = "softmax"
     router_temperature: float = Field(0.1, gt=0)
     router_top: int = Field(1, ge=1)
+    refine: int = Field(0, ge=0)
 
 
 class MingleOptions(RouterOptions):
@@ -164,7 +165,7 @@ def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
 
 
 def _check_router(options: MingleOptions) -> None:
-    if options.seeds == "teacher":
+    if options.seeds == "teacher" and not options.refine:
         raise ConfigError("seeds: gates in closed form ask no teacher; use 'random' or 'label'")
     if options.vectors == "gated" and options.router_reads != "trunk":
         raise ConfigError(

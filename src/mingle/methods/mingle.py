@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
-from mingle.methods._mingle_analytic import analytic_gates, routed_model
+from mingle.methods._mingle_analytic import routed_model
 from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
 from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions, resolve
+from mingle.methods._mingle_refine import analytic_gates
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, require_seeds, silent
 
@@ -88,9 +89,10 @@ class Mingle(Method[MingleOptions]):
     ) -> tuple[dict[str, Mapping[str, Tensor]], dict[str, Any]]:
         """Tensors of the step by file stem, and what to report."""
         if options.gates == "static":
-            return {"gates": static_gates(newest["experts"], options.static_gate, state.base.dtype)}, {}
+            gates = static_gates(newest["experts"], options.static_gate, state.base.dtype)
+            return {"gates": gates, "subspace": {}}, {}
         if options.gates == "analytic":
-            router, report = analytic_gates(state, arrival, options, newest)
+            router, report = analytic_gates(state, arrival, options, newest, progress)
             return {"router": router}, report
         adapted = adapt_gates(state, arrival, options, newest, replay, progress)
         return {"gates": adapted.gates, "subspace": adapted.subspace}, adapted.report

@@ -1,0 +1,93 @@
+"""Gates in closed form, and a few steps of distillation that start from them (`refine`).
+
+Only the newest row of every router moves, and its step is kept out of the leading directions of what the
+routers read of earlier tasks, which their stored statistics hold.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mingle.adaptation import GateGroup, adapt, draw_batches
+from mingle.backbones import count, take
+from mingle.methods._mingle_analytic import mount_routers, solved_gates, unlooked_seeds
+from mingle.methods._mingle_experts import mount_experts, mount_norms
+from mingle.methods._mingle_gates import Seeds, choose_seeds, distillation
+from mingle.methods._mingle_options import MingleReplay, ResolvedOptions
+from mingle.methods._seed_samples import derived_generator
+from mingle.methods.base_experts import Tensors
+from mingle.methods.base_method import Arrival, Progress, State, require_pool
+from mingle.subspace import NullSpaceProjector, extend_basis
+
+
+def analytic_gates(
+    state: State, arrival: Arrival, options: ResolvedOptions, newest: Tensors, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The ``router`` tensors of a new step (see `_mingle_analytic`), and what to report.
+
+    Raises SeedsError, CheckpointError, DivergedError.
+    """
+    generator, pool = derived_generator(arrival, len(state.steps)), require_pool(arrival)
+    if not options.refine:
+        chosen, seed_info = unlooked_seeds(arrival, options, generator)
+        tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, chosen))
+        return tensors, {"router": found, "seeds": seed_info}
+    seeds = choose_seeds(state.base, arrival, options, MingleReplay(), generator)
+    tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
+    tensors, losses = _refined(state, options, newest, tensors, seeds, generator, progress)
+    return tensors, {"router": found, "seeds": seeds.report, "losses": losses}
+
+
+def _refined(
+    state: State,
+    options: ResolvedOptions,
+    newest: Tensors,
+    solved: Mapping[str, Tensor],
+    seeds: Seeds,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[dict[str, Tensor], list[float]]:
+    """``solved`` with its newest rows trained, and what that added to them; the losses.
+
+    ``newest``: the tensors of the new step so far. Raises DivergedError.
+    """
+    model, layers = mount_experts(state, options, newest)
+    mounted = mount_routers(state.base, model, layers, options, solved)
+    mount_norms(state, options, model, layers, newest)
+    for gate, _ in mounted.values():
+        gate.open()
+    batches = draw_batches(count(seeds.batch), options.batch_size, options.refine, generator)
+    losses = adapt(
+        [GateGroup([gate], _projector(state, place, options), False) for place, (gate, _) in mounted.items()],
+        distillation(state.base, model, seeds, options),
+        batches,
+        lr=options.lr,
+        acts_on=options.acts_on,
+        report=lambda done, value: progress(f"refining, loss {value:.4f}", done, len(batches)),
+    )
+    tensors = dict(solved)
+    for place, (gate, _) in mounted.items():
+        gate.freeze()
+        weight = solved[f"{place}.weight"].clone()
+        added = gate.weight[-1].to(weight) - weight[-1]
+        weight[-1] += added
+        tensors |= {f"{place}.weight": weight, f"{place}.refined": added}
+    return tensors, losses
+
+
+def _projector(state: State, place: str, options: ResolvedOptions) -> NullSpaceProjector | None:
+    """Off the leading directions that a router at this place reads of every earlier task."""
+    if options.null_space == "off" or not state.steps:
+        return None
+    factors = [step.tensors["router"][f"{place}.factor"] for step in state.steps]
+    basis = factors[0].new_zeros(factors[0].shape[1], 0)
+    for factor in factors:
+        # Right singular vectors times their singular values, the largest first.
+        leading = factor[: options.directions]
+        directions = normalize(leading[leading.any(dim=1)], dim=1).mT
+        basis = torch.cat([basis, extend_basis(basis, directions)], dim=1)
+    gamma = 0.0 if options.null_space == "hard" else options.gamma
+    return NullSpaceProjector(basis.float(), beta=options.beta, gamma=gamma)
