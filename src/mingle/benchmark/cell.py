@@ -39,7 +39,9 @@ def compute(cell: Cell, folder: Path | None = None, progress: Progress = silent)
     try:
         return _compute(cell, folder, progress)
     except MingleError as error:
-        return failure(str(error))
+        # One that was made of a foreign error may be a mistake in the method.
+        trace = {} if error.__cause__ is None else {"traceback": traceback.format_exc()}
+        return {**failure(str(error)), **trace}
     except Exception as error:
         return {**failure(f"{type(error).__name__}: {error}"), "traceback": traceback.format_exc()}
 

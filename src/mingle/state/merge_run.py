@@ -168,7 +168,7 @@ class MergeRun(History):
             pool = self._pool(seeds, labels, found)
             arrival = Arrival(task, opened, found, pool, seed=self.header["seed"], replay=replay)
             started = time.perf_counter()
-            with translated(RunError, f"{self.path}: task {task!r} cannot be merged with what is stored"):
+            with translated(RunError, f"{self.path}: task {task!r} could not be merged into what is stored"):
                 step = self.method.update(self.state, arrival, progress).steps[-1]
             self._folder = append_step(self._folder, step, opened, started)
         return self._step(len(self.tasks) - 1)
