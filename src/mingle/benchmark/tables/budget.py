@@ -8,6 +8,8 @@ from mingle.benchmark.plan import Contender, Table
 from mingle.benchmark.tables.base_rows import MINGLE, sweep
 
 RANKS = (160, 80, 40, 20, 10)
+CLOSED_FORM = {"gates": "analytic", "projection": "none", "router_features": "mean+std"}
+"""Gates that find their task, so that what is taken from the experts is missed."""
 
 PLUGIN = Table(
     "Budget and precision of the experts",
@@ -20,6 +22,11 @@ PLUGIN = Table(
         ),
         *sweep("rank", (8, 4, 2, 1)),
         *sweep("stored", ("bfloat16", "float16")),
+        Contender("closed form", "mingle", options=CLOSED_FORM),
+        *(
+            Contender(f"closed form, budget {ranks}", "mingle", options={**CLOSED_FORM, "budget": ranks})
+            for ranks in RANKS
+        ),
     ),
     ("acc", "bwt", "mixed_acc", "parameters", "megabytes", "seconds", "images_per_second"),
     curves=("budget",),
