@@ -7,7 +7,7 @@ import pytest
 from mingle.errors import ConfigError
 from mingle.report import render_html, write_report
 from tests.report import made
-from tests.report.made_tables import EVERY, SMALL, demo, methods, pivot
+from tests.report.made_tables import EVERY, SMALL, demo, methods, pivot, two_curves
 
 HOSTILE = '<script>alert("x")</script>\'"&$\\frac{1}$ 漢字 \x07😀'
 DETAILS = "steps matrices gates energy losses examples settings definitions provenance"
@@ -44,6 +44,12 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("kind", EVERY)
 def test_sections_in_order(pages, kind):
     assert Page(pages[kind]).sections() == SECTIONS[kind].split()
+
+
+def test_an_option_that_none_of_the_chosen_rows_varies_has_no_plot():
+    results = two_curves(**SMALL)
+    assert render_html([{**results, "curves": ["rank", "steps"]}]) == render_html([results])
+    assert "curves" not in Page(render_html([{**results, "curves": ["steps"]}])).sections()
 
 
 @pytest.mark.parametrize("kind", ALL)

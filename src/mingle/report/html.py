@@ -96,7 +96,7 @@ def _context(results: Results) -> dict[str, Any]:
         "pale": "other" in colours.values(),
         "notes": [*notes(results), *values_used(results)],
         "doubt": _doubt(results),
-        "curves": [_curve(results, key) for key in results["curves"]],
+        "curves": [_curve(results, key) for key in results["curves"] if curves.curve_groups(results, key)],
         "steps": _steps(results),
         "floor": f"{100 * plots.accuracy_floor(results):.0f}",
         "matrices": _panels(

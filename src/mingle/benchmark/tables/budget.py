@@ -24,7 +24,12 @@ PLUGIN = Table(
         *sweep("stored", ("bfloat16", "float16")),
         Contender("closed form", "mingle", options=CLOSED_FORM),
         *(
-            Contender(f"closed form, budget {ranks}", "mingle", options={**CLOSED_FORM, "budget": ranks})
+            Contender(
+                f"closed form, budget {ranks}",
+                "mingle",
+                options={**CLOSED_FORM, "budget": ranks},
+                point={"budget": ranks, "gates": "closed form"},
+            )
             for ranks in RANKS
         ),
     ),
