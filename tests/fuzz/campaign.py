@@ -1,10 +1,12 @@
 """Runs cases: one damaged file each, read as a user would, under watch."""
 
+import os
 import random
 import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -16,6 +18,9 @@ from pathlib import Path
 from mingle.errors import MingleError
 
 from .targets import Target
+
+TEMPORARY = str(Path(tempfile.gettempdir()) / tempfile.gettempprefix())
+"""What names of temporary files begin with."""
 
 SECONDS = 20
 MEGABYTES = 400
@@ -43,7 +48,7 @@ class Watch:
             self.seen.append(f"{event} {arguments[:2]}")
         elif event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wxa+"):
             path = str(arguments[0])
-            if not path.startswith((self.inside, "/dev/null", "/tmp/tmp")):
+            if not path.startswith((self.inside, os.devnull, TEMPORARY)):
                 self.seen.append(f"writes {path}")
 
     @contextmanager

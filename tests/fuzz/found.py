@@ -56,6 +56,17 @@ def relabelled(name, **entry):
     return make
 
 
+def empty(side):
+    """A tensor file with one more tensor, of no rows but as wide as that."""
+
+    def make(data):
+        header, body = mutations.parts_of(data)
+        header["more"] = {"dtype": "F32", "shape": [0, side], "data_offsets": [len(body)] * 2}
+        return mutations.joined(header, body)
+
+    return make
+
+
 def lying(header, data=b"\0" * 96):
     """An array file whose images' header says something else."""
     head = header.encode()
@@ -136,6 +147,11 @@ HARMLESS = ("pickle of laughs", "code beside a model")
 CONFIG = "config.json"
 FOUND = {
     # weights
+    "side of a tensor that is no number": (
+        "checkpoint",
+        "model.safetensors",
+        empty(2**63),
+    ),
     "header that claims 10 TB": ("checkpoint", "model.safetensors", relabelled("a.weight", shape=[10**13])),
     "header longer than the file": (
         "checkpoint",

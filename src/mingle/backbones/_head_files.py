@@ -2,22 +2,20 @@
 
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, translated
 from mingle.files import parse_json
 
 
 def read_head(file: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """The tensors, and the JSON list ``classes`` of the metadata, if any. Raises CheckpointError."""
-    try:
+    with translated(CheckpointError, f"{file}: not a whole safetensors file"):
         with safe_open(file, framework="pt") as stored:
             text = (stored.metadata() or {}).get("classes")
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from error
     try:
         names = parse_json(text) if text else None
     except ValueError:

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mingle.backbones import Samples
 from mingle.config import Options
-from mingle.errors import ConfigError
+from mingle.errors import ConfigError, translated
 from mingle.files import NAME_PATTERN, exists
 from mingle.suites.base_samples import load_samples
 from mingle.suites.base_suite import SUITES, Suite
@@ -159,10 +158,8 @@ class FolderSuite(Suite):
 
     def _data(self, task: str, *keys: str, part: str = "") -> dict[str, Tensor]:
         path = self._file(task, part)
-        try:
+        with translated(ConfigError, f"{path}: data of task {task!r} not readable"):
             data: dict[str, Tensor] = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{path}: data of task {task!r} not readable ({error})") from error
         missing = [key for key in keys if key not in data]
         if missing:
             raise ConfigError(

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, translated
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -71,16 +71,17 @@ class Entry:
         return stored.mT.contiguous() if self.transposed else stored
 
     def _stored(self) -> Tensor:
-        try:
-            with safe_open(self.file, framework="pt") as file:
-                if self.first is None:
-                    whole: Tensor = file.get_tensor(self.stored_name)
-                    return whole
-                number = self.shape[-1 if self.transposed else 0]
-                rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + number]
-                return rows
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.file}: cannot read tensor {self.stored_name!r}: {error}") from error
+        # A header may claim more than a number holds.
+        with (
+            translated(CheckpointError, f"{self.file}: cannot read tensor {self.stored_name!r}"),
+            safe_open(self.file, framework="pt") as file,
+        ):
+            if self.first is None:
+                whole: Tensor = file.get_tensor(self.stored_name)
+                return whole
+            number = self.shape[-1 if self.transposed else 0]
+            rows: Tensor = file.get_slice(self.stored_name)[self.first : self.first + number]
+            return rows
 
     def feed(self, digest: "hashlib._Hash") -> Tensor:
         """Adds dtype, shape and bytes to a hash, wherever they are stored; returns the tensor."""
