@@ -6,6 +6,9 @@ from typing import Any
 from mingle.benchmark.plan import Contender
 
 SMALL_SCALE = {"scale": 0.1}
+WHOLE = {"projection": "none"}
+CLOSED_FORM = {"gates": "analytic", "router_features": "mean+std", **WHOLE}
+"""Gates that find their task, on experts that are not projected."""
 
 AVERAGE = Contender("average", "average")
 TASK_ARITHMETIC = Contender("task arithmetic", "task_arithmetic", many_tasks=SMALL_SCALE)

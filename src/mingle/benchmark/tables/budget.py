@@ -5,11 +5,9 @@ by all Linears on the tower of the glyph suites, where 1 rank in every Linear ta
 """
 
 from mingle.benchmark.plan import Contender, Table
-from mingle.benchmark.tables.base_rows import MINGLE, sweep
+from mingle.benchmark.tables.base_rows import CLOSED_FORM, MINGLE, sweep
 
 RANKS = (160, 80, 40, 20, 10)
-CLOSED_FORM = {"gates": "analytic", "projection": "none", "router_features": "mean+std"}
-"""Gates that find their task, so that what is taken from the experts is missed."""
 
 PLUGIN = Table(
     "Budget and precision of the experts",
