@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import shutil
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -216,24 +216,27 @@ def read_refitted(root):
         (root / "mingle.json").write_bytes(before)
 
 
-def add_to_refitted(root):
-    """One more task for a copy of the run."""
+@contextmanager
+def refitted_copy(root):
+    """The run, opened in a folder of its own that it may change."""
     with TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(root, Path(folder) / "run"))
         refit(copy)
-        run = mingle.MergeRun.open(copy, base=valid("clip") / "base")
+        yield mingle.MergeRun.open(copy, base=valid("clip") / "base")
+
+
+def add_to_refitted(root):
+    """One more task."""
+    with refitted_copy(root) as run:
         run.add(valid("clip") / "task1", name="task3", seeds=FAMILIES["clip"].samples(0, 6))
         assert not run.verify()
 
 
 def export_refitted(root):
-    """A copy of the run in both formats that hold its experts."""
-    with TemporaryDirectory() as folder:
-        copy = Path(shutil.copytree(root, Path(folder) / "run"))
-        refit(copy)
-        run = mingle.MergeRun.open(copy, base=valid("clip") / "base")
+    """Both formats that hold the experts."""
+    with refitted_copy(root) as run:
         for target in ("hf", "peft"):
-            export_run(run, target, Path(folder) / target)
+            export_run(run, target, run.path.with_name(target))
 
 
 def read_export(root):

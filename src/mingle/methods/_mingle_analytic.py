@@ -27,7 +27,7 @@ from mingle.layers import (
     trunk_of,
 )
 from mingle.methods._mingle_experts import merged_groups, mount_experts, mount_norms
-from mingle.methods._mingle_options import ResolvedOptions, RouterOptions
+from mingle.methods._mingle_options import MingleOptions, ResolvedOptions, RouterOptions
 from mingle.methods._seed_samples import seed_report
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, State, require_pool
@@ -94,7 +94,7 @@ def unlooked_seeds(
     return chosen, seed_report(pool, options.seeds, chosen)
 
 
-def routed_model(state: State, options: ResolvedOptions) -> nn.Module:
+def routed_model(state: State, options: MingleOptions) -> nn.Module:
     """The merged model with a router at every place."""
     model, layers = mount_experts(state, options)
     if state.steps:
@@ -189,13 +189,12 @@ def _read_once(
 ) -> dict[str, Tensor]:
     model, layers = mount_experts(State(base), options, expert)
     mounted = mount_routers(base, model, layers, options, {})
-    seen: dict[str, list[Tensor]] = {place.reader: [] for place in _places(base, options)}
-    reading = Reading(options.router_features)
+    seen: dict[str, list[Tensor]] = {reader: [] for reader in mounted}
 
     def see(reader: str, x: Tensor, pool: PooledInput) -> None:
         # A text that is written is read at its beginning.
         if pool.held is None or "router" not in pool.held:
-            seen[reader].append(reading(x, pool))
+            seen[reader].append(mounted[reader].gate.reading(x, pool))
 
     own = {}
     for reader, (_, router) in mounted.items():

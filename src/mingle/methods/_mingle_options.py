@@ -147,11 +147,11 @@ def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
 
     Raises UnknownNameError for the sites, ConfigError for MB that do not hold a rank in every Linear.
     """
-    if isinstance(options, MingleOptions) and options.gates == "analytic":
-        _check_router(options)
     groups = base.backbone.groups(base.outline, options.sites)
     chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
     resolved = ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
+    if resolved.gates == "analytic":
+        _check_router(resolved)
     if isinstance(resolved.budget, str):
         linears = [f"{name}.weight" for group in groups for name in group.linears]
         numbers = sum(sum(base.checkpoint.entries[name].shape) for name in linears)

@@ -19,7 +19,17 @@ from mingle.methods._mingle_gates import adapt_gates, static_gates
 from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions, resolve
 from mingle.methods._mingle_refine import analytic_gates
 from mingle.methods.base_experts import Tensors
-from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, require_seeds, silent
+from mingle.methods.base_method import (
+    Arrival,
+    Base,
+    Method,
+    Progress,
+    State,
+    Step,
+    require_pool,
+    require_seeds,
+    silent,
+)
 
 
 class Mingle(Method[MingleOptions]):
@@ -53,6 +63,8 @@ class Mingle(Method[MingleOptions]):
             raise ConfigError(f"replay: expected a MingleReplay, found {type(replay).__name__}")
         if self.options.gates == "adapted":
             require_seeds(arrival)
+        elif self.needs_seeds:
+            require_pool(arrival)
         options = resolve(self.options, state.base)
         started = time.perf_counter()
         experts, energy = build_experts(state, arrival, options, replay.effective_ranks, progress)
@@ -75,7 +87,7 @@ class Mingle(Method[MingleOptions]):
         """The base's class with a MixtureLinear at every merged site."""
         del task
         if self.options.gates == "analytic":
-            return routed_model(state, resolve(self.options, state.base))
+            return routed_model(state, self.options)
         return assemble(state, self.options)[0]
 
     def _gates(
