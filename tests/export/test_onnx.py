@@ -41,7 +41,7 @@ def test_the_graph_computes_what_the_model_does_for_any_batch(gated, session, pi
 
 @pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
 def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
-    options = {"gates": "analytic", "router_reads": reads, "router_features": "mean+std", "rank": 28}
+    options = {"gates": "analytic", "router_reads": reads, "rank": 28}
     run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)
     batch = run.backbone.prepare(pixels[:5], run.base.checkpoint)
     with torch.no_grad():

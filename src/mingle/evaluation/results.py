@@ -8,12 +8,19 @@ from mingle.backbones import Head
 from mingle.errors import ConfigError
 from mingle.evaluation.final import final_metrics
 from mingle.evaluation.gates import gate_activations
-from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy
+from mingle.evaluation.matrix import (
+    ScoredTask,
+    accuracy,
+    accuracy_matrix,
+    held_out_accuracy,
+    mixed_accuracy,
+)
 from mingle.evaluation.metrics import (
     Matrix,
     average_accuracy,
     backward_transfer,
     forward_transfer,
+    h_score,
     normalised_accuracy,
 )
 from mingle.methods import Base
@@ -82,8 +89,11 @@ def evaluate_run(
     scored = _without_seeds(run, used, tests)
     matrix = accuracy_matrix(method, state, scored, progress)
     model = None if method.needs_task else method.model(state)
-    gates = None if model is None else gate_activations(run.backbone, model, run.tasks, scored)
+    heads = {step.task: step.head for step in state.steps if step.head is not None}
+    gates = None if model is None else gate_activations(run.backbone, model, heads, scored)
     final, cost = final_metrics(method, state, scored, used, model=model)
+    half = (len(run.tasks) + 1) // 2
+    held_out = held_out_accuracy(method, state, scored, half)
     preset, name = str(run.header["preset"]), str(run.header["method"])
     return Evaluation(
         label=label or (name if preset == "default" else f"{name} ({preset})"),
@@ -97,6 +107,9 @@ def evaluate_run(
             "acc": average_accuracy(matrix),
             "bwt": backward_transfer(matrix),
             "mixed_acc": mixed_accuracy(method, state, scored, model=model),
+            "h_score": None if held_out is None else h_score(average_accuracy(matrix[:half]), held_out),
+            "router_acc": gates.router_accuracy if gates else None,
+            "routed_acc": gates.routed_accuracy if gates else None,
             **final,
         },
         samples_per_task=max(len(test.labels) for test in scored.values()),

@@ -56,24 +56,31 @@ class PooledInput(nn.Module):
         return self.held[reader]
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if x.dim() <= 2:
-            return x.reshape(-1, x.shape[-1]).to(_wide(x))
         # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
         # be reused after its graph was freed.
         # A traced tensor is no tensor of this pass, and must not outlive the trace.
-        if torch.compiler.is_compiling() or x.is_inference() or (x.is_leaf and x.requires_grad):
-            return self._mean(x)
+        if (
+            x.dim() <= 2
+            or torch.compiler.is_compiling()
+            or x.is_inference()
+            or (x.is_leaf and x.requires_grad)
+        ):
+            return self.mean(x)
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version:
             pooled = last[2]
             if pooled.requires_grad == (x.requires_grad and torch.is_grad_enabled()):
                 return pooled
-        pooled = self._mean(x)
+        pooled = self.mean(x)
         self._last = (weakref.ref(x, self._forget), x._version, pooled)
         return pooled
 
-    def _mean(self, x: Tensor) -> Tensor:
-        tokens, wide = x.flatten(1, -2), _wide(x)
+    def mean(self, x: Tensor) -> Tensor:
+        """(N, …, d_in) or (d_in,) -> (N, d_in), of this very tensor: nothing is held."""
+        wide = _wide(x)
+        if x.dim() <= 2:
+            return x.reshape(-1, x.shape[-1]).to(wide)
+        tokens = x.flatten(1, -2)
         if self.samples is not None and self.samples != x.shape[0]:
             rows = x.shape[0] // self.samples
             mean = tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1, dtype=wide)
@@ -82,6 +89,16 @@ class PooledInput(nn.Module):
             return tokens.mean(dim=1, dtype=wide)
         weight = self.mask.reshape(x.shape[0], -1, 1).to(x.device, wide)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+    def first(self, x: Tensor) -> Tensor:
+        """(N, …, d_in) or (d_in,) -> (N, d_in): the first token that counts of every row."""
+        if x.dim() <= 2:
+            return x.reshape(-1, x.shape[-1])
+        tokens, mask = x.flatten(1, -2), self.mask_of(x)
+        if mask is None:
+            return tokens[:, 0]
+        place = mask.reshape(len(x), -1).to(x.device, torch.int64).argmax(dim=1)
+        return tokens.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
 
     def _forget(self, _: object) -> None:
         self._last = None

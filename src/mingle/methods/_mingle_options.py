@@ -90,14 +90,15 @@ class RouterOptions(GateOptions):
 
     ``router_reads``: the first blocks of the frozen base, which a prediction then computes twice (``trunk``);
     the input of every block (``block``); or what each Linear reads (``layer``).
-    ``router_depth``: of the trunk in blocks; None: half of them. ``router_rank``: rows that a task's second
-    moment keeps at most; None: all. ``refine``: steps of distillation after that, for the newest gates.
+    ``router_depths``: after how many blocks of the trunk; None: a quarter, a half and three quarters of all.
+    ``router_rank``: rows that a task's second moment keeps at most; None: all. ``refine``: steps of
+    distillation after that, for the newest gates.
     """
 
     router_reads: Literal["trunk", "block", "layer"] = "trunk"
-    router_depth: int | None = Field(None, ge=0)
-    router_features: RouterFeatures = "mean"
-    router_ridge: float = Field(1e-3, gt=0)
+    router_depths: tuple[int, ...] | None = Field(None, min_length=1)
+    router_features: RouterFeatures = "mean+std+first"
+    router_ridge: float = Field(1e-2, gt=0)
     router_rank: int | None = Field(None, ge=1)
     router_form: RouterForm = "softmax"
     router_temperature: float = Field(0.1, gt=0)

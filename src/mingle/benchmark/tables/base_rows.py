@@ -7,7 +7,7 @@ from mingle.benchmark.plan import Contender
 
 SMALL_SCALE = {"scale": 0.1}
 WHOLE = {"projection": "none"}
-CLOSED_FORM = {"gates": "analytic", "router_features": "mean+std", **WHOLE}
+CLOSED_FORM = {"gates": "analytic", **WHOLE}
 """Gates that find their task, on experts that are not projected."""
 
 AVERAGE = Contender("average", "average")
