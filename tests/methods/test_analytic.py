@@ -14,6 +14,7 @@ from mingle.evaluation.final import parameters
 from mingle.layers import Decision, PooledInput, Reading, mixtures
 from mingle.methods import METHODS, Arrival, Base, SeedPool
 
+from .. import naive
 from ..backbones.families import FAMILIES
 from ..conftest import tensors_of
 from .conftest import TASKS
@@ -223,6 +224,40 @@ def test_all_families(tmp_path, name, reads):
     assert sum(same) < (len(same) if name == "t5" else 1)
     # The tiny T5 writes nothing, whatever is merged.
     assert name == "t5" or not torch.equal(found, backbone.features(base.model(), batch))
+
+
+@pytest.mark.parametrize("limits", [{"strongest": 1}, {"gate_threshold": 0.3}])
+@pytest.mark.parametrize("reads", READS)
+def test_a_prediction_uses_the_experts_whose_gate_matters(base, arrive, pool, reads, limits):
+    """By the model with all experts, its gates zeroed by hand; nothing that is stored depends on it."""
+    sparse, plain = (build(router_reads=reads, seeds_in_all=13, **more) for more in (limits, {}))
+    one, two = sparse.init(base), plain.init(base)
+    for number, task in enumerate(TASKS):
+        seeds = SeedPool({key: part[number::3][:13] for key, part in pool.batch.items()})
+        one, two = (m.update(s, arrive(task, seeds=seeds)) for m, s in ((sparse, one), (plain, two)))
+    stored = tensors_of(two)
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in tensors_of(one).items())
+    dense = plain.model(two)
+    every = base.backbone.features(dense, pool.batch)
+    for gate in {layer.gate for _, layer in mixtures(dense)}:
+        gate.of = lambda x, at, of=gate.of: torch.stack(
+            [
+                naive.kept_gates(row, limits.get("strongest"), limits.get("gate_threshold", 0))
+                for row in of(x, at)
+            ]
+        )
+    expected = base.backbone.features(dense, pool.batch)
+    assert (expected - every).abs().max() > 1e-4
+    found = base.backbone.features(sparse.model(one), pool.batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"strongest": 0}, {"gate_threshold": -1}, {"gate_threshold": float("nan")}]
+)
+def test_limits_that_are_none_are_refused(limits):
+    with pytest.raises(ConfigError, match=f"option '{next(iter(limits))}'"):
+        build(**limits)
 
 
 @pytest.mark.parametrize("reads", READS)

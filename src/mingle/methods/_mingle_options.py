@@ -116,6 +116,8 @@ class MingleOptions(RouterOptions):
     ``seeds_in_all`` samples are drawn where it is given, ``seeds_per_class`` times the number of classes
     where it is not. ``trunk="bfloat16"``: while gates adapt, the model that carries them computes in
     bfloat16 – several times faster where the processor can, and not the same gates to the last digits.
+    ``strongest``, ``gate_threshold``: a sample uses at most so many experts of every Linear, those with the
+    largest ``|g_i|``, and none with ``|g_i|`` below the threshold; of predictions only, gates adapt with all.
     """
 
     vectors: Literal["dropped", "gated"] = "dropped"
@@ -129,6 +131,8 @@ class MingleOptions(RouterOptions):
     seeds_per_class: int = Field(5, ge=1)
     seeds_in_all: int | None = Field(None, ge=1)
     seed_pool: Literal["held_out", "scored"] = "held_out"
+    strongest: int | None = Field(None, ge=1)
+    gate_threshold: float = Field(0.0, ge=0)
 
 
 class ResolvedOptions(MingleOptions):
