@@ -75,15 +75,19 @@ def read(blocks: int, tasks: int) -> list[Tensor]:
     wrap(model, Clip().groups(model, "full"))
     stack = model.get_submodule(STACK)
     router = _serving(stack, None, PooledInput(), blocks)
-    router.register_forward_pre_hook(lambda r, args: seen.append(r.solved.reading(args[0], r.pool)))
+    router.register_forward_pre_hook(lambda r, args: seen.append(r.solved.reading(args, r.pool)))
     for task in range(tasks):
         model(images(task, SEEDS, 500))
     return seen
 
 
 def _serving(stack: nn.Module, weight: Tensor | None, pool: PooledInput, blocks: int) -> TrunkRouter:
-    gate = ClosedFormGate(weight, Reading("mean+std"), Decision())
-    router = TrunkRouter(gate, pool, trunk_of(stack, "layers", blocks // 2))
+    trunk = trunk_of(stack, "layers", blocks // 2)
+    gate, read_of = (
+        ClosedFormGate(weight, Reading("mean+std"), Decision()),
+        list(trunk.get_submodule("layers")),
+    )
+    router = TrunkRouter(gate, pool, trunk, read_of[-1:])
     router.serve(stack)
     return router
 
