@@ -206,6 +206,8 @@ def _describe(report: dict[str, Any]) -> list[str]:
         lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
     if "budget" in report:
         lines.append(_budget_line(report["budget"]))
+    if "merging" in report:
+        lines.append(_merging_line(report["merging"]))
     if "router" in report:
         gates = sorted(report["router"]["gates_on_seeds"].items(), key=lambda gate: -gate[1])
         lines.append("router      gates on its seeds: " + ", ".join(f"{t} {gate:.0%}" for t, gate in gates))
@@ -231,6 +233,13 @@ def _budget_line(budget: dict[str, Any]) -> str:
     }
     found = ((words, ", ".join(values)) for words, values in parts.items())
     return "budget      " + "; ".join(f"{words}: {values}" for words, values in found if values)
+
+
+def _merging_line(merging: dict[str, Any]) -> str:
+    """Where a task's experts joined earlier ones, and how many are in use since."""
+    joined = f"{len(merging['joined'])} of {merging['linears']} experts joined an earlier one"
+    least = "" if merging["threshold"] is None else f" (affinity of {merging['threshold']:.2f} or more)"
+    return f"merging     {joined}{least}; {merging['experts']} in use"
 
 
 ENERGY_WORDS = {

@@ -30,8 +30,13 @@ def build_experts(
     options: ResolvedOptions,
     effective_ranks: Mapping[str, int],
     progress: Progress = silent,
+    *,
+    rank_share: float | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The task's experts for every merged Linear, and where the energy of its task vector went."""
+    """The task's experts for every merged Linear, and where the energy of its task vector went.
+
+    ``rank_share``: their rank is ``⌊rank_share · min(d_out, d_in)⌋``, at least 1, whatever the options say.
+    """
     base, groups = state.base, merged_groups(state.base, options)
     steps = _steps(state)
     experts: dict[str, Tensor] = {}
@@ -39,10 +44,11 @@ def build_experts(
     places = [(group, name) for group in groups for name in group.linears]
     for done, (group, name) in enumerate(places, start=1):
         delta = task_vector(base.checkpoint, arrival.checkpoint, f"{name}.weight", base.dtype)
+        rank = options.rank if rank_share is None else max(int(rank_share * min(delta.shape)), 1)
         expert, energies[name] = build_expert(
             group.turned(delta),
             [served_expert(steps, index, name) for index in range(len(steps))],
-            rank=options.rank,
+            rank=rank,
             projection=options.projection,
             effective_rank=effective_ranks.get(name),
         )
