@@ -40,10 +40,8 @@ def test_the_graph_computes_what_the_model_does_for_any_batch(gated, session, pi
         np.testing.assert_allclose(one, two.numpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
-def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
-    options = {"gates": "analytic", "router_reads": reads, "rank": 28}
-    run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)
+def assert_graph_and_folder(run, pixels, tmp_path):
+    """The graph computes what the model does, and the folder its bits."""
     batch = run.backbone.prepare(pixels[:5], run.base.checkpoint)
     with torch.no_grad():
         expected = run.model()(**batch).image_embeds
@@ -54,6 +52,19 @@ def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels,
     export_run(run, "hf", tmp_path / "hf", options={"with_base": True})
     with torch.no_grad():
         assert torch.equal(from_pretrained(tmp_path / "hf").model(**batch).image_embeds, expected)
+
+
+@pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
+def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
+    options = {"gates": "analytic", "router_reads": reads, "rank": 28}
+    run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)
+    assert_graph_and_folder(run, pixels, tmp_path)
+
+
+def test_experts_that_tasks_share_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path):
+    run = merge(tmp_path / "run", narrow, pixels, "made_it", merge_deviations=0.0, rank=8)
+    assert 12 < run.state.steps[-1].report["merging"]["experts"] < 36
+    assert_graph_and_folder(run, pixels, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -182,11 +182,13 @@ class SubspaceGate(Gate):
     """``s_i = ‖V_iᵀ x̄‖ / ‖x̄‖``, the cosine of x̄ to its projection on the input subspace of expert i.
 
     V_i are the rows of A_i at unit length; they are orthogonal, being right singular vectors. The gates are
-    ``softmax(s / temperature)``, or without a temperature 1 for the largest s and 0 for the others.
+    ``softmax(s / temperature)``, or without a temperature 1 for the largest s and 0 for the others. An expert
+    without ranks, which others stand for, has the gate 0.
     """
 
     directions: Tensor
     owner: Tensor
+    absent: Tensor
 
     def __init__(self, A: Tensor, task_of_rank: Tensor, temperature: float | None) -> None:
         """``A`` (R, d_in): the stacked factors of all experts; ``task_of_rank`` (R,): whose they are."""
@@ -195,12 +197,14 @@ class SubspaceGate(Gate):
         directions = nn.functional.normalize(A.to(self.weight), dim=1)
         self.register_buffer("directions", directions, persistent=False)
         tasks = int(task_of_rank.max()) + 1 if len(task_of_rank) else 0
-        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(directions), False)
+        owner = (task_of_rank[:, None] == torch.arange(tasks)).to(directions)
+        self.register_buffer("owner", owner, persistent=False)
+        self.register_buffer("absent", ~owner.any(dim=0), persistent=False)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ (N, d_in) -> gates (N, T)."""
         inside = (nn.functional.normalize(pooled, dim=1) @ self.directions.mT).square()
-        scores = (inside @ self.owner).sqrt()
+        scores = (inside @ self.owner).sqrt().masked_fill(self.absent, -torch.inf)
         if self.temperature is not None:
             return self.reduced((scores / self.temperature).softmax(dim=1))
         return self.reduced(nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype))

@@ -31,10 +31,13 @@ def build_experts(
     options: ResolvedOptions,
     effective_ranks: Mapping[str, int],
     progress: Progress = silent,
+    *,
+    rank_share: float | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The task's experts for every merged Linear, and where the energy of its task vector went.
 
     The report's ``overlap``: what the experts share with those of earlier tasks (`_mingle_similarity`).
+    ``rank_share``: their rank is ``⌊rank_share · min(d_out, d_in)⌋``, at least 1, whatever the options say.
     """
     base, groups = state.base, merged_groups(state.base, options)
     steps = _steps(state)
@@ -45,10 +48,11 @@ def build_experts(
     for done, (group, name) in enumerate(places, start=1):
         delta = task_vector(base.checkpoint, arrival.checkpoint, f"{name}.weight", base.dtype)
         earlier = [served_expert(steps, index, name) for index in range(len(steps))]
+        rank = options.rank if rank_share is None else max(int(rank_share * min(delta.shape)), 1)
         expert, energies[name] = build_expert(
             group.turned(delta),
             earlier,
-            rank=options.rank,
+            rank=rank,
             projection=options.projection,
             effective_rank=effective_ranks.get(name),
         )

@@ -58,7 +58,7 @@ def _refined(
 ) -> tuple[dict[str, Tensor], list[float]]:
     """``solved`` with its newest rows trained, and what that added to them; the losses.
 
-    ``newest``: the tensors of the new step so far; ``protected``: the ``router`` tensors of earlier steps, off
+    ``newest``: tensors of the new step so far; ``protected``: the ``router`` tensors of earlier steps, off
     which the new rows stay. Raises DivergedError.
     """
     model, layers = mount_experts(state, options, newest)

@@ -28,7 +28,7 @@ def shared_energy(new: LowRankExpert, earlier: Sequence[LowRankExpert]) -> Tenso
 
 
 def overlap_report(tasks: Sequence[str], energies: Iterable[Tensor]) -> dict[str, dict[str, float]]:
-    """By earlier task: ``shared``, the first energy as a share of the last over all Linears, and ``chance``."""
+    """By earlier task: ``shared`` and ``chance``, the first energies of all Linears as shares of the last."""
     sums = torch.stack(list(energies)).sum(0)
     shares = (sums[:, :2] / sums[:, 2:].clamp_min(torch.finfo(sums.dtype).tiny)).tolist()
     return {

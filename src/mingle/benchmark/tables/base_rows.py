@@ -41,8 +41,10 @@ TEST_TIME = (
 )
 """Baselines that adapt on unlabelled seeds."""
 
-ROUTERS = (Contender("nearest subspace", "nearest_subspace"), Contender("oracle router", "oracle"))
-"""Other gates on the same experts."""
+NEAREST_SUBSPACE = Contender("nearest subspace", "nearest_subspace")
+MADE_IT = Contender("MADE-IT-like", "made_it")
+ROUTERS = (NEAREST_SUBSPACE, MADE_IT, Contender("oracle router", "oracle"))
+"""Other gates on the same experts, or on ones that tasks share."""
 
 
 def sweep(key: str, values: Iterable[Any], fixed: Mapping[str, Any] | None = None) -> tuple[Contender, ...]:

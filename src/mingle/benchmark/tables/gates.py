@@ -3,9 +3,11 @@
 from mingle.benchmark.plan import Contender, Table
 from mingle.benchmark.tables.base_rows import (
     CLOSED_FORM,
+    MADE_IT,
     MINGLE,
     MINGLE_PAPER,
     MINGLE_REFERENCE,
+    NEAREST_SUBSPACE,
     OPCM,
     WHOLE,
 )
@@ -25,8 +27,10 @@ PLUGIN = Table(
         Contender("analytic, not projected", "mingle", options=CLOSED_FORM),
         Contender("… of every block", "mingle", options={**CLOSED_FORM, "router_reads": "block"}),
         Contender("… of every Linear", "mingle", options={**CLOSED_FORM, "router_reads": "layer"}),
-        Contender("nearest subspace", "nearest_subspace"),
+        NEAREST_SUBSPACE,
         Contender("nearest subspace, not projected", "nearest_subspace", options=WHOLE),
+        MADE_IT,
+        Contender("MADE-IT-like, unmerged", "made_it", "unmerged"),
         Contender("oracle router", "oracle"),
         Contender("oracle router, not projected", "oracle", options=WHOLE),
     ),
