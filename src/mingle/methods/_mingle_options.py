@@ -102,7 +102,7 @@ class RouterOptions(GateOptions):
     router_ridge: float = Field(1e-2, gt=0)
     router_rank: int | None = Field(None, ge=1)
     router_form: RouterForm = "softmax"
-    router_temperature: float = Field(0.1, gt=0)
+    router_temperature: float = Field(0.05, gt=0)
     router_top: int = Field(1, ge=1)
     refine: int = Field(0, ge=0)
     similar: float | None = Field(0.1, gt=0)
@@ -111,8 +111,8 @@ class RouterOptions(GateOptions):
 class MingleOptions(RouterOptions):
     """Options of the method; the defaults are what we recommend.
 
-    ``gates``: ``adapted`` on seeds by gradient steps; ``analytic``, solved for in closed form, all of them
-    anew at every step; ``static``, all at ``static_gate``.
+    ``gates``: ``analytic``, solved for in closed form, all of them anew at every step; ``adapted`` on seeds by
+    gradient steps; ``static``, all at ``static_gate``. Gates that find their task need no projection.
 
     ``old_gates="trained"``: the gates of all tasks are trained at every step, and the newest step's count.
     ``seeds_in_all`` samples are drawn where it is given, ``seeds_per_class`` times the number of classes
@@ -122,8 +122,9 @@ class MingleOptions(RouterOptions):
     largest ``|g_i|``, and none with ``|g_i|`` below the threshold; of predictions only, gates adapt with all.
     """
 
+    projection: Projection = "none"
     vectors: Literal["dropped", "gated"] = "dropped"
-    gates: Literal["adapted", "analytic", "static"] = "adapted"
+    gates: Literal["adapted", "analytic", "static"] = "analytic"
     static_gate: float = 0.3
     old_gates: Literal["frozen", "trained"] = "frozen"
     temperature: float = Field(2.0, gt=0)
@@ -181,7 +182,11 @@ def _check_router(options: MingleOptions) -> None:
         )
 
 
+LEARNED: dict[str, Any] = {"gates": "adapted", "projection": "block"}
+"""Gates that are trained, by the paper's method with what we found to be better in its details."""
+
 PAPER: dict[str, Any] = {
+    "gates": "adapted",
     "projection": "block+diagonal",
     "vectors": "dropped",
     "gate_reduction": "sample",
@@ -209,21 +214,21 @@ TEXT: dict[str, Any] = {"lr": 1e-3, "batch_size": 8, "seeds_in_all": 100}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "learned": LEARNED,
     "paper": PAPER,
     "reference": REFERENCE,
     "light": {"sites": "light"},
     "light_paper": PAPER | {"sites": "light"},
     "light_reference": REFERENCE | {"sites": "light+out"},
-    "static": {"gates": "static"},
-    "analytic": {"gates": "analytic"},
+    "static": {"gates": "static", "projection": "block"},
     "text": TEXT,
-    "ablation_adaptation": {"old_gates": "trained", "null_space": "off"},
-    "ablation_frozen": {"null_space": "off"},
-    "ablation_hard": {"null_space": "hard"},
+    "ablation_adaptation": LEARNED | {"old_gates": "trained", "null_space": "off"},
+    "ablation_frozen": LEARNED | {"null_space": "off"},
+    "ablation_hard": LEARNED | {"null_space": "hard"},
 }
 """The rows of the paper's ablation: ``static``; ``ablation_adaptation``, where the gates of all tasks adapt
 at every step; ``ablation_frozen``, the newest only; ``ablation_hard``, and only in the null space of what the
-earlier tasks use; ``default``, with that relaxed. The released light configuration selects ``out_proj`` too.
+earlier tasks use; ``learned``, with that relaxed. The released light configuration selects ``out_proj`` too.
 """
 
 

@@ -2,17 +2,15 @@
 
 from mingle.benchmark.plan import Contender, Table
 from mingle.benchmark.tables.base_rows import (
-    CLOSED_FORM,
     MADE_IT,
     MINGLE,
+    MINGLE_LEARNED,
     MINGLE_PAPER,
     MINGLE_REFERENCE,
     NEAREST_SUBSPACE,
     OPCM,
     WHOLE,
 )
-
-ANALYTIC = {"gates": "analytic"}
 
 PLUGIN = Table(
     "Gates in closed form",
@@ -21,12 +19,16 @@ PLUGIN = Table(
         Contender("NuFilt", "nufilt"),
         MINGLE_REFERENCE,
         MINGLE_PAPER,
+        MINGLE_LEARNED,
+        Contender("mingle, learned gates, not projected", "mingle", "learned", options=WHOLE),
         MINGLE,
-        Contender("mingle, not projected", "mingle", options=WHOLE),
-        Contender("analytic", "mingle", options=ANALYTIC),
-        Contender("analytic, not projected", "mingle", options=CLOSED_FORM),
-        Contender("… of every block", "mingle", options={**CLOSED_FORM, "router_reads": "block"}),
-        Contender("… of every Linear", "mingle", options={**CLOSED_FORM, "router_reads": "layer"}),
+        Contender("… projected", "mingle", options={"projection": "block"}),
+        Contender("… reads every block", "mingle", options={"router_reads": "block"}),
+        Contender("… reads every Linear", "mingle", options={"router_reads": "layer"}),
+        *(
+            Contender(f"… refined by {steps} steps", "mingle", options={"refine": steps})
+            for steps in (5, 10, 20, 50)
+        ),
         NEAREST_SUBSPACE,
         Contender("nearest subspace, not projected", "nearest_subspace", options=WHOLE),
         MADE_IT,

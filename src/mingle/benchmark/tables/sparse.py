@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from mingle.benchmark.plan import Contender, Table
-from mingle.benchmark.tables.base_rows import CLOSED_FORM
+from mingle.benchmark.tables.base_rows import MINGLE
 
 
 def _row(key: str, value: float) -> Contender:
-    options: Mapping[str, Any] = {**CLOSED_FORM, key: value}
-    return Contender(f"{key.replace('_', ' ')} {value:g}", "mingle", options=options, point={key: value})
+    point: Mapping[str, Any] = {key: value}
+    return Contender(f"{key.replace('_', ' ')} {value:g}", "mingle", options=point, point=point)
 
 
 PLUGIN = Table(
     "Experts that a sample uses, gates in closed form",
     (
-        Contender("all experts", "mingle", options=CLOSED_FORM),
+        MINGLE,
         *(_row("strongest", count) for count in (1, 2, 4)),
         *(_row("gate_threshold", least) for least in (0.01, 0.05, 0.2)),
     ),
