@@ -111,8 +111,8 @@ class RouterOptions(GateOptions):
 class MingleOptions(RouterOptions):
     """Options of the method; the defaults are what we recommend.
 
-    ``gates``: ``analytic``, solved for in closed form, all of them anew at every step; ``adapted`` on seeds by
-    gradient steps; ``static``, all at ``static_gate``. Gates that find their task need no projection.
+    ``gates``: ``analytic``, solved for in closed form, all of them anew at every step; ``adapted`` on seeds
+    by gradient steps; ``static``, all at ``static_gate``. Gates that find their task need no projection.
 
     ``old_gates="trained"``: the gates of all tasks are trained at every step, and the newest step's count.
     ``seeds_in_all`` samples are drawn where it is given, ``seeds_per_class`` times the number of classes

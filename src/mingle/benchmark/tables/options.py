@@ -27,13 +27,8 @@ CHANGES: tuple[Mapping[str, Any], ...] = (
 def _rows(lr: float) -> tuple[Contender, ...]:
     every = [{"lr": lr, **change} for change in CHANGES]
     return tuple(
-        Contender(
-            ", ".join(f"{key} {value}" for key, value in options.items()),
-            "mingle",
-            "learned",
-            options=options,
-        )
-        for options in every
+        Contender(", ".join(f"{key} {value}" for key, value in changes.items()), "mingle", "learned", changes)
+        for changes in every
     )
 
 
