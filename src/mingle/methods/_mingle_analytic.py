@@ -139,7 +139,9 @@ def _places(base: Base, options: RouterOptions) -> list[Place]:
     groups = merged_groups(base, options)
     if options.router_reads == "layer":
         return [Place(group.name, group.linears) for group in groups]
-    every = tuple(name for group in groups for name in group.linears)
+    merged = {name for group in groups for name in group.linears}
+    # In the model's order, for what the first Linear of a block reads is the block's own input.
+    every = tuple(name for name, _ in base.outline.named_modules() if name in merged)
     if options.router_reads == "trunk":
         return [Place(_stack(base, options).name, every)]
     blocks: dict[str, list[str]] = {}

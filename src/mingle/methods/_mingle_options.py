@@ -93,7 +93,7 @@ class RouterOptions(GateOptions):
     ``router_depths``: after how many blocks of the trunk; None: a quarter, a half and three quarters of all.
     ``router_rank``: rows that a task's second moment keeps at most; None: all. ``refine``: steps of
     distillation after that, for the newest gates; they may move along what the router reads of earlier tasks
-    whose gates have a mean of ``similar`` or more on the new task's seeds. None: of no task.
+    whose gates have a mean of ``similar`` or more on the new task's seeds (above 1: of none).
     """
 
     router_reads: Literal["trunk", "block", "layer"] = "trunk"
@@ -105,7 +105,7 @@ class RouterOptions(GateOptions):
     router_temperature: float = Field(0.05, gt=0)
     router_top: int = Field(1, ge=1)
     refine: int = Field(0, ge=0)
-    similar: float | None = Field(0.1, gt=0)
+    similar: float = Field(0.1, gt=0)
 
 
 class MingleOptions(RouterOptions):

@@ -38,9 +38,7 @@ def analytic_gates(
         return tensors, {"router": found, "seeds": seed_info}
     seeds = choose_seeds(state.base, arrival, options, MingleReplay(), generator)
     tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
-    similar: list[str] = []
-    if options.similar is not None:
-        similar = confused_with(found["gates_on_seeds"], arrival.name, options.similar)
+    similar = confused_with(found["gates_on_seeds"], arrival.name, options.similar)
     protected = [step.tensors["router"] for step in state.steps if step.task not in similar]
     tensors, losses = _refined(state, options, newest, tensors, seeds, protected, generator, progress)
     return tensors, {"router": found, "seeds": seeds.report, "losses": losses}
