@@ -27,7 +27,7 @@ from mingle.layers import (
     trunk_of,
 )
 from mingle.methods._mingle_experts import merged_groups, mount_experts, mount_norms
-from mingle.methods._mingle_options import MingleOptions, ResolvedOptions, RouterOptions
+from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions, RouterOptions
 from mingle.methods._seed_samples import seed_report
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, State, require_pool
@@ -79,10 +79,12 @@ def solved_gates(
 
 
 def unlooked_seeds(
-    arrival: Arrival, options: ResolvedOptions, generator: torch.Generator
+    arrival: Arrival, options: ResolvedOptions, replay: MingleReplay, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Seeds that are drawn without a teacher, and the report on them. Raises SeedsError, CheckpointError."""
+    """Seeds that are drawn without a teacher, or given, and the report on them. Raises SeedsError, CheckpointError."""
     pool, wanted = require_pool(arrival), options.seeds_in_all
+    if replay.seeds is not None:
+        return replay.seeds, seed_report(pool, options.seeds, replay.seeds)
     if wanted is None:
         if arrival.head is None:
             raise CheckpointError(
