@@ -9,7 +9,8 @@ from mingle.errors import CheckpointError
 from mingle.evaluation import accuracy, accuracy_matrix, gate_activations, mixed_accuracy, scored_tasks
 from mingle.evaluation import matrix as matrix_module
 from mingle.evaluation.matrix import held_out_accuracy, predictions
-from mingle.layers import SharedGate, mixtures
+from mingle.layers import mixtures
+from mingle.layers.router import SharedGate
 from mingle.methods import METHODS
 from mingle.suites import RawSamples, open_suite
 

@@ -323,7 +323,9 @@ def test_the_same_checkpoint_again_takes_no_room_and_changes_nothing(base, merge
         assert (base.backbone.features(model, pool.batch) - one).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("changes", [{}, {"router_form": "raw"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"router_form": "raw"}, {"router_reads": "block"}, {"router_reads": "layer"}], ids=str
+)
 @pytest.mark.parametrize("reduction", ["sample", "batch"])
 def test_so_it_is_with_gates_in_closed_form(base, merge, pool, reduction, changes):
     """Two rows for one task share what one of them would have, and both act through one expert."""

@@ -387,7 +387,7 @@ def test_replayed_seeds_are_those_of_closed_form_gates(merge):
 @pytest.mark.parametrize("part", ["gates", "batches"])
 def test_what_gates_in_closed_form_do_not_have_is_not_replayed(merge, part):
     replay = MingleReplay(**{part: getattr(a_replay(), part)})
-    with pytest.raises(ConfigError, match="replay: .* seeds and effective_ranks alone, .*'adapted'"):
+    with pytest.raises(ConfigError, match=r"replay: .* seeds and effective_ranks alone, .*'adapted'"):
         merge(build(), TASKS[:1], replay=replay)
 
 
