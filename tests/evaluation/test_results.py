@@ -135,6 +135,8 @@ def test_results_are_plain_values_with_everything_needed(
     assert found.step_seconds == [run.info(task)["seconds"] for task in TASKS]
     assert found.samples_per_task == 19
     assert found.cost["images_per_second"] > 0
+    timing = [step.report["timing"]["adaptation"] for step in run.state.steps]
+    assert found.cost["adaptation_seconds"] == sum(timing) > 0
 
 
 @pytest.mark.parametrize("method", ["individual", "average", "pretrained"])

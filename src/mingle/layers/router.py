@@ -43,9 +43,14 @@ class SharedGate(Gate):
 
     values: Tensor | None = None
 
+    def __init__(self) -> None:
+        super().__init__(0)
+        # A part of many layers, which may be on many devices.
+        del self.weight, self.bias
+
     def of(self, x: Tensor, pool: PooledInput) -> Tensor:
         """The gates of the current forward pass, whatever the layer's own input is."""
-        return spread(self.forward(x), x, pool)
+        return spread(self.forward(x), x, pool).to(x.device)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """The gates of the current forward pass."""
@@ -71,7 +76,7 @@ class RoutedMLP(nn.Module):
         """``layers``: the MixtureLinears of ``mlp``, first the one that reads the MLP's input."""
         super().__init__()
         self.mlp, self.router, self.pool = mlp, router, layers[0].pool
-        self.gate = SharedGate(0)
+        self.gate = SharedGate()
         for layer in layers:
             layer.gate = self.gate
 
