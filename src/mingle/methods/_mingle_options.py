@@ -182,7 +182,18 @@ def _check_router(options: MingleOptions) -> None:
         )
 
 
-LEARNED: dict[str, Any] = {"gates": "adapted", "projection": "block"}
+LEARNED: dict[str, Any] = {
+    "gates": "adapted",
+    "projection": "block",
+    "gate_reduction": "sample",
+    "gate_init": "zeros",
+    "gate_bias": "augmented",
+    "acts_on": "update",
+    "basis": "rank_revealing",
+    "loss": "kl",
+    "seeds": "random",
+    "seed_pool": "held_out",
+}
 """Gates that are trained, by the paper's method with what we found to be better in its details."""
 
 PAPER: dict[str, Any] = {

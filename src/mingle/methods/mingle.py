@@ -105,7 +105,7 @@ class Mingle(Method[MingleOptions]):
             gates = static_gates(newest["experts"], options.static_gate, state.base.dtype)
             return {"gates": gates, "subspace": {}}, {}
         if options.gates == "analytic":
-            router, report = analytic_gates(state, arrival, options, newest, progress)
+            router, report = analytic_gates(state, arrival, options, newest, replay, progress)
             return {"router": router}, report
         adapted = adapt_gates(state, arrival, options, newest, replay, progress)
         return {"gates": adapted.gates, "subspace": adapted.subspace}, adapted.report
