@@ -126,9 +126,12 @@ class ClosedFormRouter(nn.Module):
 
     def _before(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del reader
-        if self.pool.held is not None and "router" in self.pool.held:
-            return  # A text that is continued keeps the gates of its beginning.
-        self.gate.values = self(*self.input_of(args, kwargs))
+        held = self.pool.held
+        if held is not None and "router" in held:
+            # A text that is continued keeps the gates of its beginning.
+            self.gate.values = self.solved(held["router"])
+        else:
+            self.gate.values = self(*self.input_of(args, kwargs))
 
 
 class TrunkRouter(ClosedFormRouter):
