@@ -39,7 +39,7 @@ class TokenRouter(nn.Module):
 
 
 class _Given:
-    """Gates between who computes and who uses them: no attribute of a module, which tracing must not assign."""
+    """Gates on their way to who uses them: no attribute of a module, which tracing must not assign."""
 
     gates: Tensor | None = None
 
