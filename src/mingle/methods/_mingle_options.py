@@ -248,7 +248,7 @@ class MingleReplay:
     """Explicit choices for an exact replay; what is left out is drawn from the seed.
 
     ``gates``: (w (d_in,), c ()) per Linear; ``seeds``: indices into the pool; ``batches``: index lists into
-    the chosen seeds; ``effective_ranks``: a per Linear.
+    the chosen seeds; ``effective_ranks``: a per Linear. Gates in closed form take no gates and no batches.
     """
 
     gates: dict[str, tuple[Tensor, Tensor]] | None = None
