@@ -1,13 +1,14 @@
 """Commands that create, extend, read and check a run."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show
+from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show, visible
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Track = Annotated[
@@ -92,15 +93,15 @@ def add(
         opened = MergeRun.open(run, base=base)
         tracker = stack.enter_context(open_tracker(track, opened) if track else nullcontext())
         progress = stack.enter_context(progress_bar())
-        step = opened.add(
-            checkpoint,
-            name=name,
-            seeds=seeds,
-            head=head,
-            classes=names,
-            templates=prompts,
-            progress=progress,
-        )
+        stack.enter_context(_seed_warnings())
+        given: dict[str, Any] = {
+            "name": name,
+            "seeds": seeds,
+            "head": head,
+            "classes": names,
+            "templates": prompts,
+        }
+        step = opened.add(checkpoint, **given, progress=progress)
         if tracker is not None:
             track_step(tracker, opened, step.task)
     info = opened.info(step.task)
@@ -142,6 +143,7 @@ def show_run(
             f"task        {info['task']} ({len(info['classes'] or [])} classes)",
             f"checkpoint  {checkpoint['source']} ({checkpoint['fingerprint'][:12]})",
             *_describe(info["report"]),
+            *_warning(info["report"]),
         ]
         show(info, "\n".join(lines), as_json=json)
         return
@@ -196,6 +198,37 @@ def _alone(run: Path, wait: float) -> Iterator[None]:
             typer.echo(f"mingle: {error} … waiting for up to {wait:g} s", err=True)
             stack.enter_context(waiting.lock(wait))
         yield
+
+
+@contextmanager
+def _seed_warnings() -> Iterator[None]:
+    """Shows them as errors are shown, in one line; all other warnings as ever."""
+    from mingle.errors import SeedsWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SeedsWarning)
+        others = warnings.showwarning
+
+        def show_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SeedsWarning):
+                typer.echo(f"mingle: {visible(str(message))}", err=True)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_warning
+        yield
+
+
+def _warning(report: dict[str, Any]) -> list[str]:
+    found = report.get("seed_check", {}).get("warning")
+    return [] if found is None else [f"warning     {visible(found)}"]
 
 
 def _describe(report: dict[str, Any]) -> list[str]:

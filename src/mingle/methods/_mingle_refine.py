@@ -17,6 +17,7 @@ from mingle.methods._mingle_analytic import mount_routers, solved_gates, unlooke
 from mingle.methods._mingle_experts import mount_experts, mount_norms
 from mingle.methods._mingle_gates import Seeds, choose_seeds, distillation
 from mingle.methods._mingle_options import MingleReplay, ResolvedOptions
+from mingle.methods._seed_check import SeedLooks, look_at_seeds
 from mingle.methods._seed_samples import derived_generator
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Progress, State, require_pool
@@ -25,8 +26,8 @@ from mingle.subspace import NullSpaceProjector, extend_basis
 
 def analytic_gates(
     state: State, arrival: Arrival, options: ResolvedOptions, newest: Tensors, progress: Progress
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The ``router`` tensors of a new step (see `_mingle_analytic`), and what to report.
+) -> tuple[dict[str, Tensor], dict[str, Any], SeedLooks | None]:
+    """The ``router`` tensors of a new step (see `_mingle_analytic`), what to report, and how its seeds look.
 
     Raises SeedsError, CheckpointError, DivergedError.
     """
@@ -34,11 +35,11 @@ def analytic_gates(
     if not options.refine:
         chosen, seed_info = unlooked_seeds(arrival, options, generator)
         tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, chosen))
-        return tensors, {"router": found, "seeds": seed_info}
+        return tensors, {"router": found, "seeds": seed_info}, look_at_seeds(state.base, arrival)
     seeds = choose_seeds(state.base, arrival, options, MingleReplay(), generator)
     tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
     tensors, losses = _refined(state, options, newest, tensors, seeds, generator, progress)
-    return tensors, {"router": found, "seeds": seeds.report, "losses": losses}
+    return tensors, {"router": found, "seeds": seeds.report, "losses": losses}, seeds.looks
 
 
 def _refined(
