@@ -3,11 +3,13 @@
     python benchmarks/seed_check.py glyph8 dino8 --keep seen
 
 Every checkpoint of a suite is asked about the seeds of every task (48 of each), once; --keep FOLDER finds
-that again. Printed for 32 and 48 seeds a time are the lowest information (see `seed_looks`) on a task's own
-seeds, what is expected, and the share of cases with a warning: own seeds (50 draws a task), and 10, 50 and
-100 % of another task's (10 draws for each pair of tasks). The last column is of pairs in which that other
-task was merged before, in closed form on as many seeds: how often it is named where all seeds are wrong, and
-how often right seeds would have had another task named with them.
+that again. Printed for 32 and 48 seeds a time:
+
+lowest, expected: information (see `seed_looks`), the lowest on a task's own seeds and what is expected
+right, 10% …: share of cases with a warning: own seeds (50 draws a task; all 48 are the same ones), and seeds
+    of which a part is of another task (10 draws for each pair)
+own limit: what the best limit for this suite, on one measure alone, could find where all seeds are wrong
+named: 24 seeds that are an earlier task's get its name; another named: right ones get an earlier task's
 """
 
 import argparse
@@ -93,6 +95,10 @@ def rates(seen: Seen, tasks: Sequence[str], size: int) -> dict[str, Any]:
             for _ in range(10)
         ]
         found[f"{share:.0%} wrong"] = sum(look.doubtful for look in looks) / len(looks)
+    # Of seeds that are all wrong, as many as a limit of this suite's own could find at no false alarm.
+    least, most = min(look.information for look in own), max(look.entropy for look in own)
+    found["own limit, information"] = sum(look.information < least for look in looks) / len(looks)
+    found["own limit, entropy"] = sum(look.entropy > most for look in looks) / len(looks)
     return found
 
 
