@@ -49,6 +49,17 @@ def relaxed(gradients, basis, beta, gamma):
     return torch.stack(results), torch.tensor(history, dtype=gradients.dtype)
 
 
+def kept_gates(row, strongest, threshold):
+    """The gates (T,) of one sample, one after the other: 0 below the threshold or behind stronger ones."""
+    sizes = row.detach().abs().tolist()
+    kept = torch.zeros_like(row)
+    for task, size in enumerate(sizes):
+        stronger = sum(other > size for other in sizes)
+        if size >= threshold and (strongest is None or stronger < strongest):
+            kept[task] = 1
+    return kept * row
+
+
 class DenseMixture(nn.Module):
     """W0 x + b0 + Σ g_i (B_i A_i x + δb_i) with dense B_i A_i, every sample and every token by itself."""
 

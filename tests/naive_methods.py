@@ -212,3 +212,41 @@ def nufilt(base, merged, new, t, memory, **options):
     found = nufilt_linear(base, merged, new, t, memory, **options)
     touched = {name for name in base if name.endswith(LINEARS) and "fc2" not in name}
     return {name: found[name] if name in touched else base[name] for name in base}
+
+
+def truncated(matrix, rank):
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return U[:, :rank] @ torch.diag(S[:rank]) @ Vh[:rank]
+
+
+def row_space(matrix, rank):
+    return torch.linalg.svd(matrix)[2][:rank].mT
+
+
+def made_it(base, models, deviations, merged):
+    """Dense experts ``{linear: {tasks: ΔW}}`` after all models; a shared one has the numbers of its tasks."""
+    pools = {name: {} for name in base if name.endswith(LINEARS)}
+    for t, new in enumerate(models):
+        fresh, affinities = {}, {}
+        for name, pool in pools.items():
+            delta = new[name].double() - base[name].double()
+            rank = int(0.1 * min(delta.shape))
+            fresh[name] = truncated(delta, rank)
+            V = row_space(fresh[name], rank)
+            affinities[name] = {
+                tasks: float((torch.linalg.svdvals(row_space(expert, rank).mT @ V) ** 2).mean())
+                for tasks, expert in pool.items()
+            }
+        largest = [max(values.values()) for values in affinities.values() if values]
+        mean = sum(largest) / len(largest) if t else 0.0
+        variance = sum((value - mean) ** 2 for value in largest) / len(largest) if t else 0.0
+        least = min(mean + deviations * variance**0.5, 0.99)
+        for name, pool in pools.items():
+            delta, tasks = fresh[name], ()
+            if t and max(affinities[name].values()) >= least:
+                tasks = max(affinities[name], key=affinities[name].get)
+                n, other = len(tasks), pool.pop(tasks)
+                both = (n * other + delta) / (n + 1) if merged == "mean" else other + delta
+                delta = truncated(both, int(0.1 * min(delta.shape)))
+            pool[(*tasks, t)] = delta
+    return pools

@@ -267,6 +267,19 @@ def test_a_budget_is_kept_and_shown(call, tmp_path, zoo, config, seeds):
     assert "method 'ties': unknown option 'budget'" in err
 
 
+def test_experts_that_joined_are_counted(call, tmp_path, zoo):
+    folder = tmp_path / "made"
+    assert call("init", folder, "--base", zoo / "base", "--method", "made_it")[0] == 0
+    for task in ("task1", "task2"):
+        assert call("add", folder, zoo / task)[0] == 0
+    merging = json.loads(call("show", folder, "task2", "--json")[1])["report"]["merging"]
+    joined, least = len(merging["joined"]), merging["threshold"]
+    said = f"merging     {joined} of 12 experts joined an earlier one (affinity of {least:.2f} or more); "
+    assert f"{said}{24 - joined} in use\n" in call("show", folder, "task2")[1]
+    said = "merging     0 of 12 experts joined an earlier one; 12 in use\n"
+    assert said in call("show", folder, "task1")[1]
+
+
 def test_a_router_says_whom_the_seeds_resemble(call, tmp_path, zoo, config, seeds):
     folder = tmp_path / "routed"
     config.write_text("options:\n  gates: analytic\n  rank: 4\n")

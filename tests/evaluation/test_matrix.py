@@ -8,7 +8,7 @@ import torch
 from mingle.errors import CheckpointError
 from mingle.evaluation import accuracy, accuracy_matrix, gate_activations, mixed_accuracy, scored_tasks
 from mingle.evaluation import matrix as matrix_module
-from mingle.evaluation.matrix import predictions
+from mingle.evaluation.matrix import held_out_accuracy, predictions
 from mingle.layers import mixtures
 from mingle.methods import METHODS
 from mingle.suites import RawSamples, open_suite
@@ -184,13 +184,29 @@ def test_suite_is_scored_whole_or_evenly_thinned(suite_folder, base):
     assert scored_tasks(suite, TASKS[:1], base, limit=99)["task1"].ids == whole["task1"].ids
 
 
+# --- held-out tasks
+
+
+def test_held_out_tasks_are_those_that_come_later(merged, tests):
+    method, state = merged("average")
+    model = method.model(state.prefix(1))
+    expected = [share(model, step.head, tests[step.task]) for step in state.steps[1:]]
+    assert held_out_accuracy(method, state, tests, 1) == pytest.approx(sum(expected) / 2)
+    assert held_out_accuracy(method, state, tests, 3) is None
+    assert held_out_accuracy(*merged("oracle"), tests, 1) is None
+
+
 # --- gates
+
+
+def heads_of(state):
+    return {step.task: step.head for step in state.steps}
 
 
 def test_gate_activations_are_mean_gates_by_task(merged, tests, monkeypatch):
     method, state = merged("mingle", lr=1e-2, steps=5)
     model = method.model(state)
-    found = gate_activations(state.base.backbone, model, state.tasks, tests)
+    found = gate_activations(state.base.backbone, model, heads_of(state), tests)
     layers = dict(mixtures(model))
     assert (found.layers, found.inputs, found.experts) == (list(layers), list(TASKS), list(TASKS))
     inputs = {}
@@ -204,28 +220,58 @@ def test_gate_activations_are_mean_gates_by_task(merged, tests, monkeypatch):
             # Gate of every token, mean over tokens, mean over samples.
             expected = (inputs[name] @ w.mT + c).mean((0, 1))
             assert found.mean[i][j] == pytest.approx(expected.tolist(), abs=1e-6)
+        assert found.strongest[j] == pytest.approx(naive_confusion(layers, inputs).tolist())
+        assert found.routed[j] == pytest.approx(naive_routed(method, state, test, layers, inputs))
+    assert found.router_accuracy == pytest.approx(sum(found.strongest[i][i] for i in range(3)) / 3)
+    assert found.routed_accuracy == pytest.approx(sum(found.routed) / 3)
     spread = torch.tensor(found.mean)
     assert spread.shape == (len(layers), 3, 3)
     assert spread.abs().max() > 1e-3
     monkeypatch.setattr("mingle.evaluation.gates.BATCH", 4)
-    again = gate_activations(state.base.backbone, method.model(state), state.tasks, tests)
+    again = gate_activations(state.base.backbone, method.model(state), heads_of(state), tests)
     torch.testing.assert_close(torch.tensor(again.mean), spread, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.tensor(again.strongest), torch.tensor(found.strongest))
+    assert again.routed == pytest.approx(found.routed)
+
+
+def gates_of(layers, inputs):
+    """(layers, N, T): a gate is that of the mean token."""
+    return torch.stack(
+        [
+            (inputs[name] @ layer.gate.weight.double().mT + layer.gate.bias.double()).mean(1)
+            for name, layer in layers.items()
+        ]
+    )
+
+
+def naive_confusion(layers, inputs):
+    winners = gates_of(layers, inputs).abs().argmax(-1)
+    return torch.stack([(winners == task).double().mean() for task in range(3)])
+
+
+def naive_routed(method, state, test, layers, inputs):
+    chosen, hits, model = gates_of(layers, inputs).abs().mean(0).argmax(-1), 0, method.model(state)
+    own = heads_of(state)[test.task]
+    for x, y, expert in zip(test.batch["pixel_values"], test.labels.tolist(), chosen.tolist(), strict=True):
+        head = state.steps[expert].head
+        hits += head.classes[classified(model, head, x)] == own.classes[y]
+    return hits / len(test.labels)
 
 
 def test_watching_gates_leaves_no_hooks(merged, tests):
     method, state = merged("mingle")
     model = method.model(state)
-    gate_activations(state.base.backbone, model, state.tasks, tests)
+    gate_activations(state.base.backbone, model, heads_of(state), tests)
     assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == 0
 
 
 @pytest.mark.parametrize("vectors", ["dropped", "gated"])
 def test_static_gates_are_seen_as_they_are(merged, tests, vectors):
     method, state = merged("mingle", "static", vectors=vectors)
-    found = gate_activations(state.base.backbone, method.model(state), state.tasks, tests)
+    found = gate_activations(state.base.backbone, method.model(state), heads_of(state), tests)
     torch.testing.assert_close(torch.tensor(found.mean), torch.full((12, 3, 3), 0.3), atol=1e-6, rtol=0)
 
 
 def test_models_without_mixtures_have_no_gates(merged, tests):
     method, state = merged("average")
-    assert gate_activations(state.base.backbone, method.model(state), state.tasks, tests) is None
+    assert gate_activations(state.base.backbone, method.model(state), heads_of(state), tests) is None

@@ -3,6 +3,7 @@
 import pytest
 
 from mingle.evaluation import average_accuracy, backward_transfer, forward_transfer, normalised_accuracy
+from mingle.evaluation.metrics import h_score
 
 MATRIX = [
     [0.90],
@@ -39,6 +40,11 @@ def test_one_task_has_no_transfer():
     assert backward_transfer(MATRIX[:1]) is None
     assert forward_transfer(MATRIX[:1], INDIVIDUAL[:1]) is None
     assert normalised_accuracy(MATRIX[:1], INDIVIDUAL[:1]) == pytest.approx(0.90 / 0.95)
+
+
+def test_h_score_is_the_harmonic_mean():
+    assert h_score(0.75, 0.5) == pytest.approx(0.6)
+    assert h_score(0.75, 0.0) == h_score(0.0, 0.0) == 0
 
 
 def test_ratio_to_zero_is_not_a_number_to_report():

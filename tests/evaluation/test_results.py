@@ -20,6 +20,9 @@ from mingle.evaluation import (
     scored_tasks,
 )
 from mingle.evaluation.final import final_metrics
+from mingle.evaluation.gates import gate_activations
+from mingle.evaluation.matrix import held_out_accuracy
+from mingle.evaluation.metrics import h_score
 from mingle.state import MergeRun
 from mingle.suites import RawSamples, open_suite
 
@@ -69,10 +72,16 @@ def test_samples_that_were_seeds_are_not_scored(tmp_path, overlapping, zoo, base
     expected = accuracy_matrix(run.method, run.state, left)
     assert found.matrix == expected
     further, _ = final_metrics(run.method, run.state, left, used=())
+    heads = {step.task: step.head for step in run.state.steps}
+    gates = gate_activations(base.backbone, run.method.model(run.state), heads, left)
+    assert found.gates == gates._asdict()
     assert found.metrics == {
         "acc": average_accuracy(expected),
         "bwt": backward_transfer(expected),
         "mixed_acc": mixed_accuracy(run.method, run.state, left),
+        "h_score": h_score(average_accuracy(expected[:2]), held_out_accuracy(run.method, run.state, left, 2)),
+        "router_acc": gates.router_accuracy,
+        "routed_acc": gates.routed_accuracy,
         **further,
     }
     own = list(individual.values())

@@ -10,6 +10,7 @@ import torch
 
 from mingle.errors import ConfigError, ExportError
 from mingle.export import export_run, from_pretrained
+from mingle.layers import Placement
 from tests.export.conftest import TASKS, merge
 
 
@@ -39,10 +40,8 @@ def test_the_graph_computes_what_the_model_does_for_any_batch(gated, session, pi
         np.testing.assert_allclose(one, two.numpy(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
-def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
-    options = {"gates": "analytic", "router_reads": reads, "router_features": "mean+std", "rank": 28}
-    run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)
+def assert_graph_and_folder(run, pixels, tmp_path):
+    """The graph computes what the model does, and the folder its bits."""
     batch = run.backbone.prepare(pixels[:5], run.base.checkpoint)
     with torch.no_grad():
         expected = run.model()(**batch).image_embeds
@@ -53,6 +52,43 @@ def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels,
     export_run(run, "hf", tmp_path / "hf", options={"with_base": True})
     with torch.no_grad():
         assert torch.equal(from_pretrained(tmp_path / "hf").model(**batch).image_embeds, expected)
+
+
+@pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
+def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
+    options = {"gates": "analytic", "router_reads": reads, "rank": 28}
+    run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)
+    assert_graph_and_folder(run, pixels, tmp_path)
+
+
+def test_experts_that_tasks_share_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path):
+    run = merge(tmp_path / "run", narrow, pixels, "made_it", merge_deviations=0.0, rank=8)
+    assert 12 < run.state.steps[-1].report["merging"]["experts"] < 36
+    assert_graph_and_folder(run, pixels, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gates", "changes"),
+    [
+        ("analytic", {"strongest": 1, "router_temperature": 1.0}),
+        ("adapted", {"strongest": 2, "gate_threshold": 0.3}),
+    ],
+)
+def test_the_graph_uses_the_experts_that_the_run_keeps(narrow, pixels, tmp_path, gates, changes):
+    options = {"gates": gates, "steps": 2, "lr": 0.05, "gate_init": "normal", "rank": 28}
+    run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=(), **options, **changes)
+    # Of the same seeds all tasks would have the same gates, and none the largest.
+    for number, task in enumerate(TASKS):
+        run.add(narrow / task, seeds=pixels[number::3])
+    batch = run.backbone.prepare(pixels[:5], run.base.checkpoint)
+    with torch.no_grad():
+        expected = run.model()(**batch).image_embeds
+        every = run.model(placement=Placement(strongest=3, gate_threshold=0.0))(**batch).image_embeds
+    assert (every - expected).abs().max() > 1e-3
+    export_run(run, "onnx", tmp_path / "onnx")
+    graph = onnxruntime.InferenceSession(tmp_path / "onnx/model.onnx", providers=["CPUExecutionProvider"])
+    found = graph.run(["features"], {"pixel_values": batch["pixel_values"].numpy()})[0]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_sample_does_not_depend_on_the_rest_of_its_batch(gated, session, pixels):

@@ -11,7 +11,7 @@ from torch.nn.functional import linear as plain_linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.pytorch_utils import Conv1D
 
-from mingle.layers import Gate, LowRankExpert, MixtureLinear
+from mingle.layers import Gate, LowRankExpert, MixtureLinear, Selection
 
 from .helpers import D_IN, D_OUT, draw, linear, pair
 
@@ -289,13 +289,13 @@ def test_strongest_experts_are_those_with_the_largest_gates(shape, reduction, us
             rank = mixture.task_of_rank == task
             delta = sample @ mixture.A[rank].mT @ mixture.B[:, rank].mT + mixture.delta_bias[task]
             rows[n] += gates[n, task].detach() * delta
-    mixture.strongest = used
+    mixture.selection = Selection(used)
     torch.testing.assert_close(mixture(x), expected, **EXACT)
 
 
 def test_strongest_experts_of_a_sample_do_not_depend_on_its_batch():
     mixture, _ = pair()
-    mixture.strongest = 1
+    mixture.selection = Selection(1)
     x = draw(99, 6, 4, D_IN)
     torch.testing.assert_close(mixture(x), torch.cat([mixture(x[[i]]) for i in range(6)]), **EXACT)
     assert mixture(x[:0]).shape == (0, 4, D_OUT)

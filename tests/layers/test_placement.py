@@ -118,6 +118,24 @@ def test_strongest_experts_are_asked_for_and_all_is_the_default(run, batch):
         Placement(strongest=0)
 
 
+def test_a_threshold_is_asked_for_and_goes_with_the_strongest(run, batch):
+    expected = features(run, run.model(), batch)
+    assert torch.equal(features(run, run.model(placement=Placement(gate_threshold=0.0)), batch), expected)
+    model = run.model(placement=Placement(strongest=1, gate_threshold=1e-3))
+    limits = {(layer.selection.strongest, layer.selection.threshold) for _, layer in mixtures(model)}
+    assert limits == {(1, 1e-3)}
+    assert not torch.equal(features(run, model, batch), expected)
+    none = run.model(placement=Placement(gate_threshold=1e6))
+    base = features(run, run.base.model(), batch)
+    torch.testing.assert_close(features(run, none, batch), base, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan"), float("inf")])
+def test_a_threshold_that_is_none_is_refused(threshold):
+    with pytest.raises(ConfigError, match=f"gate_threshold: expected a number from 0 on, found {threshold}"):
+        Placement(gate_threshold=threshold)
+
+
 def test_what_cannot_be_is_refused_in_one_line(run, batch, tmp_path):
     with pytest.raises(ConfigError, match=r"expected bfloat16, float16 or float32, found torch\.int8"):
         run.model(placement=Placement(dtype=torch.int8))

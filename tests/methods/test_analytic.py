@@ -14,6 +14,7 @@ from mingle.evaluation.final import parameters
 from mingle.layers import Decision, PooledInput, Reading, mixtures
 from mingle.methods import METHODS, Arrival, Base, SeedPool
 
+from .. import naive
 from ..backbones.families import FAMILIES
 from ..conftest import tensors_of
 from .conftest import TASKS
@@ -36,7 +37,7 @@ KINDS = (
 
 
 def build(**changes):
-    return METHODS.get("mingle").with_preset("analytic", {"rank": 4} | changes)
+    return METHODS.get("mingle").with_preset("default", {"rank": 4} | changes)
 
 
 # --- statistics
@@ -110,20 +111,27 @@ def test_seeds_that_say_nothing_give_gates_of_nothing():
 # --- reading and deciding
 
 
-@pytest.mark.parametrize("features", ["mean", "mean+std"])
+@pytest.mark.parametrize("features", ["mean", "mean+std", "mean+std+first"])
 def test_reading_leaves_padding_out(features):
     generator = torch.Generator().manual_seed(1)
-    x, mask = (
-        torch.randn(3, 5, 4, generator=generator),
-        torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 0]]),
-    )
+    hidden = [3 * torch.randn(3, 5, 4, generator=generator) + 1 for _ in range(2)]
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 0]])
     pool = PooledInput()
     pool.mask = mask
-    found = Reading(features)(x, pool)
-    for row, sample, real in zip(found, x, mask.bool(), strict=True):
-        tokens = sample[real]
-        parts = [tokens.mean(0)] + [tokens.std(0, correction=0)] * (features == "mean+std")
-        torch.testing.assert_close(row, torch.cat([*parts, torch.ones(1)]), atol=1e-5, rtol=1e-5)
+    found = Reading(features)(hidden, pool)
+    for number, row in enumerate(found):
+        torch.testing.assert_close(
+            row, read([x[number][mask[number].bool()] for x in hidden], features), atol=1e-4, rtol=1e-4
+        )
+
+
+def read(tokens, features="mean+std+first"):
+    """One sample's x̃ of its tokens (S, d) at every depth, by plain formulas."""
+    parts = []
+    for own in tokens:
+        alike = (own - own.mean(1, keepdim=True)) / own.std(1, keepdim=True, correction=0)
+        parts += [alike.mean(0), alike.std(0, correction=0), alike[0]][: 1 + features.count("+")]
+    return torch.cat([*parts, torch.ones(1)])
 
 
 def test_forms():
@@ -142,21 +150,21 @@ def test_forms():
 @pytest.mark.parametrize("reads", READS)
 def test_the_gates_are_the_solution_on_what_was_read(merge, pool, reads):
     """By plain formulas: of a trunk, the hidden states of the frozen base."""
-    method = build(router_reads=reads, router_depth=1 if reads == "trunk" else None, seeds_in_all=40)
+    method = build(router_reads=reads, router_depths=(1, 2) if reads == "trunk" else None, seeds_in_all=40)
     state = merge(method)
     newest = state.steps[-1].tensors["router"]
     places = [name.removesuffix(".weight") for name in newest if name.endswith(".weight")]
     assert len(places) == {"trunk": 1, "block": 2, "layer": 8}[reads]
     if reads == "trunk":
-        hidden = state.base.model()(**pool.batch, output_hidden_states=True).hidden_states[1]
-        x = torch.cat([hidden.mean(1), torch.ones(40, 1)], dim=1).double()
+        hidden = state.base.model()(**pool.batch, output_hidden_states=True).hidden_states[1:]
+        x = torch.stack([read(tokens) for tokens in zip(*hidden, strict=True)]).double()
         # All tasks have the same seeds here, and so the same gates.
-        expected = joint([x, x, x], 1e-3)
+        expected = joint([x, x, x], 1e-2)
         torch.testing.assert_close(newest[f"{places[0]}.weight"], expected, atol=1e-4, rtol=1e-4)
         model = method.model(state)
         model(**pool.batch)
         gates = next(iter(dict(mixtures(model)).values())).gate.values
-        torch.testing.assert_close(gates, (x @ expected.mT / 0.1).softmax(1).float(), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gates, (x @ expected.mT / 0.05).softmax(1).float(), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("reads", READS)
@@ -190,7 +198,7 @@ def test_all_families(tmp_path, name, reads):
     backbone = BACKBONES.get(family.backbone)()
     base = Base(backbone, backbone.open(tmp_path / "base"))
     batch = backbone.prepare(family.samples(0, 6), base.checkpoint)
-    method = build(router_reads=reads, seeds_in_all=6, router_features="mean+std")
+    method = build(router_reads=reads, seeds_in_all=6)
     state = method.init(base)
     for number, task in enumerate(("task1", "task2"), start=1):
         opened = backbone.open(tmp_path / task, base.checkpoint)
@@ -218,6 +226,40 @@ def test_all_families(tmp_path, name, reads):
     assert name == "t5" or not torch.equal(found, backbone.features(base.model(), batch))
 
 
+@pytest.mark.parametrize("limits", [{"strongest": 1}, {"gate_threshold": 0.3}])
+@pytest.mark.parametrize("reads", READS)
+def test_a_prediction_uses_the_experts_whose_gate_matters(base, arrive, pool, reads, limits):
+    """By the model with all experts, its gates zeroed by hand; nothing that is stored depends on it."""
+    sparse, plain = (build(router_reads=reads, seeds_in_all=13, **more) for more in (limits, {}))
+    one, two = sparse.init(base), plain.init(base)
+    for number, task in enumerate(TASKS):
+        seeds = SeedPool({key: part[number::3][:13] for key, part in pool.batch.items()})
+        one, two = (m.update(s, arrive(task, seeds=seeds)) for m, s in ((sparse, one), (plain, two)))
+    stored = tensors_of(two)
+    assert all(torch.equal(tensor, stored[key]) for key, tensor in tensors_of(one).items())
+    dense = plain.model(two)
+    every = base.backbone.features(dense, pool.batch)
+    for gate in {layer.gate for _, layer in mixtures(dense)}:
+        gate.of = lambda x, at, of=gate.of: torch.stack(
+            [
+                naive.kept_gates(row, limits.get("strongest"), limits.get("gate_threshold", 0))
+                for row in of(x, at)
+            ]
+        )
+    expected = base.backbone.features(dense, pool.batch)
+    assert (expected - every).abs().max() > 1e-4
+    found = base.backbone.features(sparse.model(one), pool.batch)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"strongest": 0}, {"gate_threshold": -1}, {"gate_threshold": float("nan")}]
+)
+def test_limits_that_are_none_are_refused(limits):
+    with pytest.raises(ConfigError, match=f"option '{next(iter(limits))}'"):
+        build(**limits)
+
+
 @pytest.mark.parametrize("reads", READS)
 def test_routers_are_counted_once(merge, base, reads):
     method = build(router_reads=reads)
@@ -240,7 +282,7 @@ def test_the_same_seeds_give_the_same_bits(merge):
 def test_refining_moves_the_newest_rows_only_and_lasts(merge):
     """A row that distillation moved stays moved when all are solved for anew."""
     plain = merge(build())
-    state = merge(build(refine=8, lr=0.05, gamma=0.0))
+    state = merge(build(refine=8, lr=0.05, gamma=0.0, similar=1.1))
     (place,) = (key.removesuffix(".refined") for key in state.steps[0].tensors["router"] if "refined" in key)
     moved = torch.stack([step.tensors["router"][f"{place}.refined"] for step in state.steps])
     # The softmax over the first task alone is 1, whatever its row is.
@@ -274,7 +316,16 @@ def test_refining_takes_the_loss_down(merge):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"router_depth": 2}, ConfigError, "router_depth: expected fewer than the 2 blocks, found 2"),
+        (
+            {"router_depths": (1, 3)},
+            ConfigError,
+            r"router_depths: expected rising .* 1 to 2, .* found \(1, 3\)",
+        ),
+        (
+            {"router_depths": (2, 1)},
+            ConfigError,
+            r"router_depths: expected rising .* 1 to 2, .* found \(2, 1\)",
+        ),
         ({"seeds": "teacher"}, ConfigError, "ask no teacher"),
         ({"vectors": "gated", "router_reads": "block"}, ConfigError, "vectors: .* use router_reads 'trunk'"),
     ],

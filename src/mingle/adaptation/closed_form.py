@@ -36,13 +36,23 @@ def solve_router(tasks: Sequence[RouterStatistics], ridge: float) -> Tensor:
     The least-squares solution for scores of 1 on a task's own samples and 0 on those of all others, every
     task weighing the same. Sums over tasks are all it needs, so that adding one task after the other gives
     what solving for all seeds at once does (recursive least squares, as in ACIL, arXiv 2205.14922).
-    Raises DivergedError where the statistics are not finite.
+    With F all rows of all F_i and λ the ridge, ``W = (M − Fᵀ (λI + F Fᵀ)⁻¹ F M) / λ``, which is what is
+    computed while there are fewer rows than d̃ (Woodbury). Raises DivergedError where a row is not finite.
     """
-    moment = sum((task.factor.mT @ task.factor for task in tasks), torch.zeros((), dtype=torch.float64))
+    factor = torch.cat([task.factor for task in tasks])
     means = torch.stack([task.mean for task in tasks], dim=1)
-    if not torch.isfinite(moment).all():
+    if not torch.isfinite(factor).all():
         raise DivergedError("router: what the seeds look like inside the model is not finite")
+    rows, width = factor.shape
     # Of zeros alone (no seed reaches the router) the solution is zero too.
-    strength = (ridge * moment.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny)
+    strength = (ridge * factor.square().sum() / width).clamp_min(torch.finfo(torch.float64).tiny)
+    if rows >= width:
+        return _solved(factor.mT @ factor, strength, means).mT.contiguous()
+    inside = factor.mT @ _solved(factor @ factor.mT, strength, factor @ means)
+    return ((means - inside) / strength).mT.contiguous()
+
+
+def _solved(moment: Tensor, strength: Tensor, right: Tensor) -> Tensor:
+    """``(moment + strength·I)⁻¹ right``."""
     lower = torch.linalg.cholesky(moment + strength * torch.eye(len(moment), dtype=moment.dtype))
-    return torch.cholesky_solve(means, lower).mT.contiguous()
+    return torch.cholesky_solve(right, lower)

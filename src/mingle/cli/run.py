@@ -239,6 +239,10 @@ def _describe(report: dict[str, Any]) -> list[str]:
         lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
     if "budget" in report:
         lines.append(_budget_line(report["budget"]))
+    if "merging" in report:
+        lines.append(_merging_line(report["merging"]))
+    if report.get("energy", {}).get("overlap"):
+        lines.append(_overlap_line(report["energy"]["overlap"]))
     if "router" in report:
         gates = sorted(report["router"]["gates_on_seeds"].items(), key=lambda gate: -gate[1])
         lines.append("router      gates on its seeds: " + ", ".join(f"{t} {gate:.0%}" for t, gate in gates))
@@ -255,6 +259,13 @@ def _describe(report: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _overlap_line(overlap: dict[str, Any]) -> str:
+    """The three earlier tasks whose experts read the most of what the new ones read."""
+    most = sorted(overlap.items(), key=lambda entry: -entry[1]["shared"])[:3]
+    named = (f"{task} {part['shared']:.0%} (chance {part['chance']:.0%})" for task, part in most)
+    return f"overlap     of what its experts read, with experts of {', '.join(named)}"
+
+
 def _budget_line(budget: dict[str, Any]) -> str:
     """Ranks in use by task, a mean over the Linears, and the energy that the step took from each."""
     parts = {
@@ -264,6 +275,13 @@ def _budget_line(budget: dict[str, Any]) -> str:
     }
     found = ((words, ", ".join(values)) for words, values in parts.items())
     return "budget      " + "; ".join(f"{words}: {values}" for words, values in found if values)
+
+
+def _merging_line(merging: dict[str, Any]) -> str:
+    """Where a task's experts joined earlier ones, and how many are in use since."""
+    joined = f"{len(merging['joined'])} of {merging['linears']} experts joined an earlier one"
+    least = "" if merging["threshold"] is None else f" (affinity of {merging['threshold']:.2f} or more)"
+    return f"merging     {joined}{least}; {merging['experts']} in use"
 
 
 ENERGY_WORDS = {

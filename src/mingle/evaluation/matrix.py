@@ -116,6 +116,23 @@ def accuracy_matrix(
     return rows if method.forgets else [rows[0][:t] for t in range(1, len(tasks) + 1)]
 
 
+def held_out_accuracy(
+    method: Method[Any], state: State, tests: Mapping[str, ScoredTask], merged: int
+) -> float | None:
+    """Mean accuracy on all later tasks of the model that has merged the first so many.
+
+    None where there are none, and for a method that has to be told the task.
+    """
+    later = state.steps[merged:]
+    if not later or method.needs_task:
+        return None
+    model = method.model(state.prefix(merged))
+    scores = [
+        accuracy(state.base.backbone, model, _head(step.task, step.head), tests[step.task]) for step in later
+    ]
+    return sum(scores) / len(scores)
+
+
 @torch.no_grad()
 def mixed_accuracy(
     method: Method[Any],

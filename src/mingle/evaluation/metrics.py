@@ -21,6 +21,11 @@ def backward_transfer(matrix: Matrix) -> float | None:
     return sum(matrix[-1][i] - matrix[i][i] for i in range(past)) / past
 
 
+def h_score(merged: float, held_out: float) -> float:
+    """``2 a b / (a + b)``: the harmonic mean of ACC on merged tasks and on tasks that were never merged."""
+    return 2 * merged * held_out / (merged + held_out) if merged + held_out else 0.0
+
+
 def forward_transfer(matrix: Matrix, individual: Sequence[float]) -> float | None:
     """FWT: ``1/(T−1) Σ_{t≥2} (a[t][t] − individual[t])``, as in the paper's appendix. None for one task."""
     later = range(1, len(matrix))

@@ -8,15 +8,22 @@ from mingle.backbones import Head
 from mingle.errors import ConfigError
 from mingle.evaluation.final import final_metrics
 from mingle.evaluation.gates import gate_activations
-from mingle.evaluation.matrix import ScoredTask, accuracy, accuracy_matrix, mixed_accuracy
+from mingle.evaluation.matrix import (
+    ScoredTask,
+    accuracy,
+    accuracy_matrix,
+    held_out_accuracy,
+    mixed_accuracy,
+)
 from mingle.evaluation.metrics import (
     Matrix,
     average_accuracy,
     backward_transfer,
     forward_transfer,
+    h_score,
     normalised_accuracy,
 )
-from mingle.methods import Base
+from mingle.methods import Base, Method, State
 from mingle.methods.base_method import Progress, silent
 from mingle.state import MergeRun
 from mingle.suites import Suite, task_head
@@ -82,7 +89,8 @@ def evaluate_run(
     scored = _without_seeds(run, used, tests)
     matrix = accuracy_matrix(method, state, scored, progress)
     model = None if method.needs_task else method.model(state)
-    gates = None if model is None else gate_activations(run.backbone, model, run.tasks, scored)
+    heads = {step.task: step.head for step in state.steps if step.head is not None}
+    gates = None if model is None else gate_activations(run.backbone, model, heads, scored)
     final, cost = final_metrics(method, state, scored, used, model=model)
     preset, name = str(run.header["preset"]), str(run.header["method"])
     return Evaluation(
@@ -97,6 +105,9 @@ def evaluate_run(
             "acc": average_accuracy(matrix),
             "bwt": backward_transfer(matrix),
             "mixed_acc": mixed_accuracy(method, state, scored, model=model),
+            "h_score": _h_score(method, state, scored, matrix),
+            "router_acc": gates.router_accuracy if gates else None,
+            "routed_acc": gates.routed_accuracy if gates else None,
             **final,
         },
         samples_per_task=max(len(test.labels) for test in scored.values()),
@@ -118,6 +129,15 @@ def relative_metrics(matrix: Matrix, individual: Sequence[float]) -> dict[str, f
         "fwt": forward_transfer(matrix, individual),
         "normalised_acc": normalised_accuracy(matrix, individual),
     }
+
+
+def _h_score(
+    method: Method[Any], state: State, tests: Mapping[str, ScoredTask], matrix: Matrix
+) -> float | None:
+    """Of the model as it was after the first half of the tasks, which are the merged ones."""
+    half = (len(matrix) + 1) // 2
+    held_out = held_out_accuracy(method, state, tests, half)
+    return None if held_out is None else h_score(average_accuracy(matrix[:half]), held_out)
 
 
 def _without_seeds(

@@ -16,7 +16,8 @@ from mingle.layers.mixture import MixtureLinear, is_linear, is_transposed
 from mingle.layers.norm import MixtureNorm
 from mingle.layers.placement import Placement, kept_wide
 from mingle.layers.router import RoutedMLP, TokenRouter
-from mingle.layers.surgery import LinearGroup, mixtures, unwrap, wrap, wrap_norms
+from mingle.layers.selection import Selection
+from mingle.layers.surgery import LinearGroup, mixtures, select_experts, unwrap, wrap, wrap_norms
 
 __all__ = [
     "ClosedFormGate",
@@ -35,6 +36,7 @@ __all__ = [
     "RoutedMLP",
     "RouterFeatures",
     "RouterForm",
+    "Selection",
     "SubspaceGate",
     "TokenRouter",
     "TrunkRouter",
@@ -43,6 +45,7 @@ __all__ = [
     "is_transposed",
     "kept_wide",
     "mixtures",
+    "select_experts",
     "trunk_of",
     "unwrap",
     "wrap",

@@ -4,38 +4,53 @@ Shapes: N samples; T tasks; x (N, …, d) an input, its middle axes are tokens; 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
+from torch.nn.functional import layer_norm, one_hot
 
 from mingle.layers.gate import Gate, PooledInput
 from mingle.layers.mixture import MixtureLinear
 from mingle.layers.norm import MixtureNorm
 from mingle.layers.router import SharedGate, spread
 
-RouterFeatures = Literal["mean", "mean+std"]
+RouterFeatures = Literal["mean", "mean+std", "mean+std+first"]
 RouterForm = Literal["softmax", "top_k", "raw"]
 
 
 class Reading(NamedTuple):
-    """``x̃ = [mean over tokens, standard deviation over tokens, 1]``, or without the deviation."""
+    """``x̃ = [mean over tokens, standard deviation over tokens, first token, 1]``, or without the last parts.
 
-    features: RouterFeatures = "mean"
+    Every token is brought to mean 0 and variance 1 first, so that no depth and no outlier outweighs the rest.
+    """
 
-    def __call__(self, x: Tensor, pool: PooledInput) -> Tensor:
-        """(N, …, d) -> x̃ (N, d̃); ``pool`` knows which tokens count, and samples that are cut into rows."""
-        mean = pool(x, "router")
-        parts = [mean, mean.new_ones(len(mean), 1)]
-        if self.features == "mean+std":
-            wide = x.to(mean.dtype)
-            variance = pool(wide * wide, "router squares") - mean * mean
-            parts.insert(1, variance.clamp_min(0).sqrt())
-        read = torch.cat(parts, dim=1)
-        return read if pool.samples is None else read[:: len(read) // pool.samples]
+    features: RouterFeatures = "mean+std+first"
+
+    def __call__(self, hidden: Sequence[Tensor], pool: PooledInput) -> Tensor:
+        """L tensors (N, …, d) -> x̃ (N, d̃), ``d̃ = L·features·d + 1``.
+
+        ``pool`` knows which tokens count, samples that are cut into rows, and texts that are continued.
+        """
+        if pool.held is not None and "router" in pool.held:
+            return pool.held["router"]
+        parts = [part for x in hidden for part in self._parts(x, pool)]
+        read = torch.cat([*parts, parts[0].new_ones(len(parts[0]), 1)], dim=1)
+        read = read if pool.samples is None else read[:: len(read) // pool.samples]
+        if pool.held is not None:
+            pool.held["router"] = read
+        return read
+
+    def _parts(self, x: Tensor, pool: PooledInput) -> list[Tensor]:
+        wide = layer_norm(x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1:])
+        parts = [pool.mean(wide)]
+        if self.features != "mean":
+            parts.append((pool.mean(wide * wide) - parts[0] ** 2).clamp_min(0).sqrt())
+        if self.features == "mean+std+first":
+            parts.append(pool.first(wide))
+        return parts
 
 
 class Decision(NamedTuple):
@@ -68,11 +83,11 @@ class ClosedFormGate(Gate):
 
     def of(self, x: Tensor, pool: PooledInput) -> Tensor:
         """X (N, …, d) -> gates (N, T)."""
-        return spread(self.reduced(self.of_samples(x, pool)), x, pool)
+        return spread(self.reduced(self.of_samples([x], pool)), x, pool)
 
-    def of_samples(self, x: Tensor, pool: PooledInput) -> Tensor:
+    def of_samples(self, hidden: Sequence[Tensor], pool: PooledInput) -> Tensor:
         """One row for every sample, in how many rows ever it is cut."""
-        read = self.reading(x, pool)
+        read = self.reading(hidden, pool)
         if not self.solved:
             return read.new_ones(len(read), 1)
         newest = [] if self.new_weight is None else [self.new_weight[None]]
@@ -97,20 +112,19 @@ class ClosedFormRouter(nn.Module):
         reader.add_module("closed_form_router", self)
         reader.register_forward_pre_hook(self._before, with_kwargs=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, …, d) -> gates (N, T)."""
-        return self.solved.of_samples(x, self.pool)
+    def forward(self, *hidden: Tensor) -> Tensor:
+        """(N, …, d) each -> gates (N, T)."""
+        return self.solved.of_samples(hidden, self.pool)
 
-    def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """What is read of a call of the reader."""
-        x: Tensor = args[0] if args else kwargs["hidden_states"]
-        return x
+        return [args[0] if args else kwargs["hidden_states"]]
 
     def _before(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del reader
         if self.pool.held is not None and "router" in self.pool.held:
             return  # A text that is continued keeps the gates of its beginning.
-        self.gate.values = self(self.input_of(args, kwargs))
+        self.gate.values = self(*self.input_of(args, kwargs))
 
 
 class TrunkRouter(ClosedFormRouter):
@@ -119,20 +133,29 @@ class TrunkRouter(ClosedFormRouter):
     Experts that are added do not change what it reads; a prediction pays for these blocks twice.
     """
 
-    def __init__(self, solved: ClosedFormGate, pool: PooledInput, trunk: nn.Module) -> None:
-        """``trunk``: see `trunk_of`."""
+    def __init__(
+        self, solved: ClosedFormGate, pool: PooledInput, trunk: nn.Module, read: Sequence[nn.Module]
+    ) -> None:
+        """``trunk``: see `trunk_of`; ``read``: those of its blocks whose outputs are read."""
         super().__init__(solved, pool)
         # Its parts belong to the model, which would otherwise have them under two names.
-        self._trunk = [trunk]
+        self._trunk, self._seen = [trunk], list[Tensor]()
+        for block in read:
+            block.register_forward_hook(self._see)
 
     @torch.no_grad()
-    def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """(N, S, d): the last hidden states of the trunk on the inputs of the whole stack."""
+    def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """(N, S, d) each: the outputs of the blocks that are read, on the inputs of the whole stack."""
         # What a cache holds is of the stack.
         fresh = {"past_key_values": None, "use_cache": False}
-        found = self._trunk[0](*args, **kwargs | {name: fresh[name] for name in fresh if name in kwargs})
-        hidden: Tensor = found if isinstance(found, Tensor) else found[0]
-        return hidden
+        self._seen = []
+        self._trunk[0](*args, **kwargs | {name: fresh[name] for name in fresh if name in kwargs})
+        seen, self._seen = self._seen, []
+        return seen
+
+    def _see(self, block: nn.Module, given: object, found: Tensor | tuple[Tensor, ...]) -> None:
+        del block, given
+        self._seen.append(found if isinstance(found, Tensor) else found[0])
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # Containers of the trunk may hold buffers of their own.
@@ -143,15 +166,18 @@ class TrunkRouter(ClosedFormRouter):
 def trunk_of(stack: nn.Module, blocks: str, depth: int) -> nn.Module:
     """The first ``depth`` of a stack's blocks, a ModuleList called ``blocks``, without their experts.
 
-    Only modules around experts are copied; all others, and all weights, are the stack's own.
+    Only the blocks and modules around experts are copied; all others, and all weights, are the stack's own.
     """
+    numbered = set(stack.get_submodule(blocks).children())
     own: dict[int, Any] = {id(tensor): tensor for tensor in chain(stack.parameters(), stack.buffers())}
     for module in stack.modules():
         if isinstance(module, MixtureLinear):
             own[id(module)] = module.linear
         elif isinstance(module, MixtureNorm):
             own[id(module)] = module.norm
-        elif not any(isinstance(inside, MixtureLinear | MixtureNorm) for inside in module.modules()):
+        elif module not in numbered and not any(
+            isinstance(inside, MixtureLinear | MixtureNorm) for inside in module.modules()
+        ):
             own[id(module)] = module
     trunk = copy.deepcopy(stack, own)
     trunk.set_submodule(blocks, nn.ModuleList(list(trunk.get_submodule(blocks).children())[:depth]))

@@ -56,24 +56,31 @@ class PooledInput(nn.Module):
         return self.held[reader]
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if x.dim() <= 2:
-            return x.reshape(-1, x.shape[-1]).to(_wide(x))
         # An inference tensor has no version counter to tell an in-place change by; a mean of a leaf would
         # be reused after its graph was freed.
         # A traced tensor is no tensor of this pass, and must not outlive the trace.
-        if torch.compiler.is_compiling() or x.is_inference() or (x.is_leaf and x.requires_grad):
-            return self._mean(x)
+        if (
+            x.dim() <= 2
+            or torch.compiler.is_compiling()
+            or x.is_inference()
+            or (x.is_leaf and x.requires_grad)
+        ):
+            return self.mean(x)
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version:
             pooled = last[2]
             if pooled.requires_grad == (x.requires_grad and torch.is_grad_enabled()):
                 return pooled
-        pooled = self._mean(x)
+        pooled = self.mean(x)
         self._last = (weakref.ref(x, self._forget), x._version, pooled)
         return pooled
 
-    def _mean(self, x: Tensor) -> Tensor:
-        tokens, wide = x.flatten(1, -2), _wide(x)
+    def mean(self, x: Tensor) -> Tensor:
+        """(N, …, d_in) or (d_in,) -> (N, d_in), of this very tensor: nothing is held."""
+        wide = _wide(x)
+        if x.dim() <= 2:
+            return x.reshape(-1, x.shape[-1]).to(wide)
+        tokens = x.flatten(1, -2)
         if self.samples is not None and self.samples != x.shape[0]:
             rows = x.shape[0] // self.samples
             mean = tokens.reshape(self.samples, -1, x.shape[-1]).mean(dim=1, dtype=wide)
@@ -82,6 +89,16 @@ class PooledInput(nn.Module):
             return tokens.mean(dim=1, dtype=wide)
         weight = self.mask.reshape(x.shape[0], -1, 1).to(x.device, wide)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+
+    def first(self, x: Tensor) -> Tensor:
+        """(N, …, d_in) or (d_in,) -> (N, d_in): the first token that counts of every row."""
+        if x.dim() <= 2:
+            return x.reshape(-1, x.shape[-1])
+        tokens, mask = x.flatten(1, -2), self.mask_of(x)
+        if mask is None:
+            return tokens[:, 0]
+        place = mask.reshape(len(x), -1).to(x.device, torch.int64).argmax(dim=1)
+        return tokens.gather(1, place[:, None, None].expand(-1, 1, x.shape[-1]))[:, 0]
 
     def _forget(self, _: object) -> None:
         self._last = None
@@ -165,11 +182,13 @@ class SubspaceGate(Gate):
     """``s_i = ‖V_iᵀ x̄‖ / ‖x̄‖``, the cosine of x̄ to its projection on the input subspace of expert i.
 
     V_i are the rows of A_i at unit length; they are orthogonal, being right singular vectors. The gates are
-    ``softmax(s / temperature)``, or without a temperature 1 for the largest s and 0 for the others.
+    ``softmax(s / temperature)``, or without a temperature 1 for the largest s and 0 for the others. An expert
+    without ranks, which others stand for, has the gate 0.
     """
 
     directions: Tensor
     owner: Tensor
+    absent: Tensor
 
     def __init__(self, A: Tensor, task_of_rank: Tensor, temperature: float | None) -> None:
         """``A`` (R, d_in): the stacked factors of all experts; ``task_of_rank`` (R,): whose they are."""
@@ -178,12 +197,14 @@ class SubspaceGate(Gate):
         directions = nn.functional.normalize(A.to(self.weight), dim=1)
         self.register_buffer("directions", directions, persistent=False)
         tasks = int(task_of_rank.max()) + 1 if len(task_of_rank) else 0
-        self.register_buffer("owner", (task_of_rank[:, None] == torch.arange(tasks)).to(directions), False)
+        owner = (task_of_rank[:, None] == torch.arange(tasks)).to(directions)
+        self.register_buffer("owner", owner, persistent=False)
+        self.register_buffer("absent", ~owner.any(dim=0), persistent=False)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ (N, d_in) -> gates (N, T)."""
         inside = (nn.functional.normalize(pooled, dim=1) @ self.directions.mT).square()
-        scores = (inside @ self.owner).sqrt()
+        scores = (inside @ self.owner).sqrt().masked_fill(self.absent, -torch.inf)
         if self.temperature is not None:
             return self.reduced((scores / self.temperature).softmax(dim=1))
         return self.reduced(nn.functional.one_hot(scores.argmax(dim=1), scores.shape[1]).to(scores.dtype))

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 
 from mingle.layers.expert import LowRankExpert
 from mingle.layers.gate import Gate, GateReduction, PooledInput
+from mingle.layers.selection import Selection, UsedExpert
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -36,10 +37,10 @@ class MixtureLinear(nn.Module):
     weight is ever computed, and no dense ``B A`` is formed. Gradients flow through frozen gates and experts
     into x.
 
-    ``strongest``: how many experts a sample uses at most, those with the largest ``|g_i|``; None for all.
+    ``selection``: which experts a sample uses; by default all.
     """
 
-    strongest: int | None = None
+    selection = Selection()
 
     A: Tensor
     B: Tensor
@@ -93,20 +94,23 @@ class MixtureLinear(nn.Module):
             plain: Tensor = self.linear(x)
             return plain
         gates = self.gate.of(x, self.pool)
-        gates = (gates if self.sharing is None else gates @ self.sharing).to(x.dtype)
-        kept = None
-        if self.strongest is not None and self.strongest < self.tasks:
-            kept = gates.abs().topk(self.strongest, dim=1).indices
-            gates = torch.zeros_like(gates).scatter(1, kept, gates.gather(1, kept))
+        gates = gates if self.sharing is None else gates @ self.sharing
+        used = None
+        if not self.selection.keeps_all(self.tasks):
+            if torch.compiler.is_compiling():
+                # Which experts a batch uses is data, and a traced model has one way for all data.
+                gates = self.selection.kept(gates)
+            else:
+                gates, used = self.selection(gates)
+        gates = gates.to(x.dtype)
         # One gate per sample, repeated over the ranks of its expert and broadcast over the tokens.
         per_sample = (*x.shape[: min(x.dim() - 1, 1)], *(1,) * (x.dim() - 2))
         y: Tensor
         if self._one_weight_is_cheaper(x, gates):
             bias: Any = self.linear.bias
             y = linear(x, self._merged(gates[0]), bias)
-        elif kept is not None and len(gates):
-            grouped = self._grouped(x.reshape(len(gates), -1, x.shape[-1]), gates, kept)
-            y = grouped.reshape(*x.shape[:-1], -1)
+        elif used is not None and len(gates):
+            y = self._by_expert(x.reshape(len(gates), -1, x.shape[-1]), used).reshape(*x.shape[:-1], -1)
         else:
             per_rank = gates.index_select(1, self.task_of_rank).reshape(*per_sample, len(self.A))
             y = self.linear(x) + linear(linear(x, self.A) * per_rank, self.B)
@@ -132,21 +136,16 @@ class MixtureLinear(nn.Module):
         weight = weight.mT if is_transposed(self.linear) else weight
         return torch.addmm(weight, self.B * gates.index_select(0, self.task_of_rank), self.A)
 
-    def _grouped(self, x: Tensor, gates: Tensor, kept: Tensor) -> Tensor:
-        """(N, tokens, d_in) -> (N, tokens, d_out); samples that use the same experts pass them together.
-
-        ``kept`` (N, k): the experts of every sample.
-        """
-        sets, owner = torch.unique(kept.sort(dim=1).values, dim=0, return_inverse=True)
-        order = owner.argsort(stable=True)
-        if len(sets) > 1:
-            x, gates = x[order], gates[order]
+    def _by_expert(self, x: Tensor, used: Iterable[UsedExpert]) -> Tensor:
+        """(N, tokens, d_in) -> (N, tokens, d_out); the samples that use an expert pass it together."""
         y: Tensor = self.linear(x)
-        ranks, first = torch.bincount(self.task_of_rank, minlength=self.tasks).cumsum(0).tolist(), 0
-        for experts, samples in zip(sets.tolist(), torch.bincount(owner).tolist(), strict=True):
-            part = slice(first, first := first + samples)
-            for task in experts:
-                own = slice(ranks[task - 1] if task else 0, ranks[task])
-                inside = linear(x[part], self.A[own]) * gates[part, task, None, None]
-                y[part].view(-1, len(self.B)).addmm_(inside.flatten(0, 1), self.B[:, own].mT)
-        return y[order.argsort()] if len(sets) > 1 else y
+        ends = torch.bincount(self.task_of_rank, minlength=self.tasks).cumsum(0).tolist()
+        for task, samples, gates in used:
+            own = slice(ends[task - 1] if task else 0, ends[task])
+            mine = x if samples is None else x.index_select(0, samples)
+            inside = linear(mine, self.A[own]) * gates.to(x.dtype)
+            if samples is None:
+                y.view(-1, len(self.B)).addmm_(inside.flatten(0, 1), self.B[:, own].mT)
+            else:
+                y.index_add_(0, samples, linear(inside, self.B[:, own]))
+        return y

@@ -3,9 +3,10 @@
 Gates decide in float32 whatever the rest is in: a mean over tokens in half precision has three digits.
 """
 
+import math
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
-from mingle.layers.surgery import mixtures
+from mingle.layers.surgery import mixtures, select_experts
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -27,10 +28,11 @@ class Placement:
     ``device_map``, ``max_memory``, ``offload_folder``: as in transformers' from_pretrained – ``auto``, a
     device, or a device (also ``cpu`` or ``disk``) for every part of the model. None: nothing is moved.
 
-    ``strongest``: in every merged Linear a sample uses only so many experts, those with the largest gates;
-    faster, and not the same predictions. None: all of them.
+    ``strongest``, ``gate_threshold``: in every merged Linear a sample uses only so many experts, those with
+    the largest ``|g_i|``, and none with ``|g_i|`` below the threshold; faster, and not the same predictions.
+    None: what the run's options say, by default all of them.
 
-    Raises ConfigError for another dtype or no expert at all.
+    Raises ConfigError for another dtype, no expert at all, or a threshold that is none.
     """
 
     dtype: torch.dtype | None = None
@@ -38,17 +40,23 @@ class Placement:
     max_memory: Mapping[int | str, int | str] | None = None
     offload_folder: str | Path | None = None
     strongest: int | None = None
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (None, *HALF, torch.float32):
             raise ConfigError(f"dtype: expected bfloat16, float16 or float32, found {self.dtype}")
         if self.strongest is not None and self.strongest < 1:
             raise ConfigError(f"strongest: expected at least 1 expert, found {self.strongest}")
+        if self.gate_threshold is not None and not 0 <= self.gate_threshold < math.inf:
+            raise ConfigError(f"gate_threshold: expected a number from 0 on, found {self.gate_threshold}")
 
     def place(self, model: nn.Module) -> nn.Module:
         """A model built in ``dtype``, changed in place. Raises ConfigError for a map that cannot be."""
-        for _, layer in mixtures(model):
-            layer.strongest = self.strongest
+        layers = [layer for _, layer in mixtures(model)]
+        given = {"strongest": self.strongest, "threshold": self.gate_threshold}
+        changes: Any = {name: value for name, value in given.items() if value is not None}
+        if layers and changes:
+            select_experts(model, replace(layers[0].selection, **changes))
         if self.dtype in HALF:
             model.register_forward_pre_hook(_halve(self.dtype), with_kwargs=True)
             model.register_forward_hook(_widen)

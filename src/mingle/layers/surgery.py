@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mingle.layers.gate import GateReduction, PooledInput
 from mingle.layers.mixture import MixtureLinear, is_linear
 from mingle.layers.norm import MixtureNorm
+from mingle.layers.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, MixtureLinear):
             yield name, module
+
+
+def select_experts(model: nn.Module, selection: Selection) -> nn.Module:
+    """Lets every MixtureLinear of a model use the experts of one selection, and returns the model."""
+    for _, layer in mixtures(model):
+        layer.selection = selection
+    return model
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -6,7 +6,7 @@ as they were solved for at that step. So ``undo`` has nothing to subtract. ``<pl
 is one: what distillation added to the task's own row, then and at every later step (`_mingle_refine`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -48,11 +48,11 @@ class Mounted(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """The module that runs numbered blocks, what it calls them, and how many of them the router reads."""
+    """The module that runs numbered blocks, what it calls them, and after how many of them a router reads."""
 
     name: str
     blocks: str
-    depth: int
+    depths: tuple[int, ...]
 
 
 def solved_gates(
@@ -121,7 +121,9 @@ def mount_routers(
             module = model.get_submodule(reader)
             if options.router_reads == "trunk":
                 stack = _stack(base, options)
-                router = TrunkRouter(gate, pool, trunk_of(module, stack.blocks, stack.depth))
+                trunk = trunk_of(module, stack.blocks, stack.depths[-1])
+                blocks = list(trunk.get_submodule(stack.blocks).children())
+                router = TrunkRouter(gate, pool, trunk, [blocks[depth - 1] for depth in stack.depths])
             else:
                 router = ClosedFormRouter(gate, pool)
             router.serve(module)
@@ -137,7 +139,9 @@ def _places(base: Base, options: RouterOptions) -> list[Place]:
     groups = merged_groups(base, options)
     if options.router_reads == "layer":
         return [Place(group.name, group.linears) for group in groups]
-    every = tuple(name for group in groups for name in group.linears)
+    merged = {name for group in groups for name in group.linears}
+    # In the model's order, for what the first Linear of a block reads is the block's own input.
+    every = tuple(name for name, _ in base.outline.named_modules() if name in merged)
     if options.router_reads == "trunk":
         return [Place(_stack(base, options).name, every)]
     blocks: dict[str, list[str]] = {}
@@ -147,15 +151,17 @@ def _places(base: Base, options: RouterOptions) -> list[Place]:
 
 
 def _stack(base: Base, options: RouterOptions) -> Stack:
-    """The stack of the first merged Linear. Raises ConfigError where it has not that many blocks."""
+    """The stack of the first merged Linear. Raises ConfigError for depths that it has not."""
     names = [name for group in merged_groups(base, options) for name in group.linears]
     blocks = _block(names[0]).rpartition(".")[0]
-    count_of = len(list(base.outline.get_submodule(blocks).children()))
-    depth = count_of // 2 if options.router_depth is None else options.router_depth
-    if depth >= count_of:
-        raise ConfigError(f"router_depth: expected fewer than the {count_of} blocks, found {depth}")
+    most = len(list(base.outline.get_submodule(blocks).children()))
+    depths = options.router_depths or sorted({max(1, quarters * most // 4) for quarters in (1, 2, 3)})
+    if list(depths) != sorted(set(depths)) or not 1 <= depths[0] <= depths[-1] <= most:
+        raise ConfigError(
+            f"router_depths: expected rising numbers from 1 to {most}, the blocks of {blocks}, found {depths}"
+        )
     stack, _, local = blocks.rpartition(".")
-    return Stack(stack, local, depth)
+    return Stack(stack, local, tuple(depths))
 
 
 def _block(linear: str) -> str:
@@ -191,18 +197,18 @@ def _read_once(
     mounted = mount_routers(base, model, layers, options, {})
     seen: dict[str, list[Tensor]] = {reader: [] for reader in mounted}
 
-    def see(reader: str, x: Tensor, pool: PooledInput) -> None:
+    def see(reader: str, hidden: Sequence[Tensor], pool: PooledInput) -> None:
         # A text that is written is read at its beginning.
         if pool.held is None or "router" not in pool.held:
-            seen[reader].append(mounted[reader].gate.reading(x, pool))
+            seen[reader].append(mounted[reader].gate.reading(hidden, pool))
 
     own = {}
     for reader, (_, router) in mounted.items():
         if router is None:
             own[reader] = layers[reader]
         else:
-            router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args[0], r.pool))
-    with torch.no_grad(), watch_inputs(own, lambda name, x: see(name, x, layers[name].pool)):
+            router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args, r.pool))
+    with torch.no_grad(), watch_inputs(own, lambda name, x: see(name, [x], layers[name].pool)):
         for part in split(batch, FORWARD_BATCH):
             base.backbone.features(model, part)
     return {reader: torch.cat(parts) for reader, parts in seen.items()}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mingle.layers import Energy, LinearGroup, MixtureLinear, build_expert, wrap, wrap_norms
 from mingle.methods._mingle_options import ExpertOptions, MingleOptions, ResolvedOptions
+from mingle.methods._mingle_similarity import overlap_report, shared_energy
 from mingle.methods.base_experts import Tensors, served_expert, sharing_of
 from mingle.methods.base_method import Arrival, Base, Progress, State, silent
 from mingle.weights import task_vector
@@ -30,31 +31,42 @@ def build_experts(
     options: ResolvedOptions,
     effective_ranks: Mapping[str, int],
     progress: Progress = silent,
+    *,
+    rank_share: float | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The task's experts for every merged Linear, and where the energy of its task vector went."""
+    """The task's experts for every merged Linear, and where the energy of its task vector went.
+
+    The report's ``overlap``: what the experts share with those of earlier tasks (`_mingle_similarity`).
+    ``rank_share``: their rank is ``⌊rank_share · min(d_out, d_in)⌋``, at least 1, whatever the options say.
+    """
     base, groups = state.base, merged_groups(state.base, options)
     steps = _steps(state)
     experts: dict[str, Tensor] = {}
     energies: dict[str, Energy] = {}
+    shared = []
     places = [(group, name) for group in groups for name in group.linears]
     for done, (group, name) in enumerate(places, start=1):
         delta = task_vector(base.checkpoint, arrival.checkpoint, f"{name}.weight", base.dtype)
+        earlier = [served_expert(steps, index, name) for index in range(len(steps))]
+        rank = options.rank if rank_share is None else max(int(rank_share * min(delta.shape)), 1)
         expert, energies[name] = build_expert(
             group.turned(delta),
-            [served_expert(steps, index, name) for index in range(len(steps))],
-            rank=options.rank,
+            earlier,
+            rank=rank,
             projection=options.projection,
             effective_rank=effective_ranks.get(name),
         )
         if options.stored_dtype is not None:
             expert = expert.rounded(options.stored_dtype, name)
         experts[f"{name}.A"], experts[f"{name}.B"] = expert.A, expert.B
+        shared.append(shared_energy(expert, earlier))
         progress("experts", done, len(places))
     vectors = {
         name: task_vector(base.checkpoint, arrival.checkpoint, name, base.dtype)
         for name in (_vectors(base, groups) if options.vectors == "gated" else ())
     }
-    return experts | vectors, _energy_report(base, arrival, energies, vectors)
+    report = _energy_report(base, arrival, energies, vectors)
+    return experts | vectors, report | {"overlap": overlap_report(state.tasks, shared)}
 
 
 def assemble(

@@ -90,35 +90,41 @@ class RouterOptions(GateOptions):
 
     ``router_reads``: the first blocks of the frozen base, which a prediction then computes twice (``trunk``);
     the input of every block (``block``); or what each Linear reads (``layer``).
-    ``router_depth``: of the trunk in blocks; None: half of them. ``router_rank``: rows that a task's second
-    moment keeps at most; None: all. ``refine``: steps of distillation after that, for the newest gates.
+    ``router_depths``: after how many blocks of the trunk; None: a quarter, a half and three quarters of all.
+    ``router_rank``: rows that a task's second moment keeps at most; None: all. ``refine``: steps of
+    distillation after that, for the newest gates; they may move along what the router reads of earlier tasks
+    whose gates have a mean of ``similar`` or more on the new task's seeds (above 1: of none).
     """
 
     router_reads: Literal["trunk", "block", "layer"] = "trunk"
-    router_depth: int | None = Field(None, ge=0)
-    router_features: RouterFeatures = "mean"
-    router_ridge: float = Field(1e-3, gt=0)
+    router_depths: tuple[int, ...] | None = Field(None, min_length=1)
+    router_features: RouterFeatures = "mean+std+first"
+    router_ridge: float = Field(1e-2, gt=0)
     router_rank: int | None = Field(None, ge=1)
     router_form: RouterForm = "softmax"
-    router_temperature: float = Field(0.1, gt=0)
+    router_temperature: float = Field(0.05, gt=0)
     router_top: int = Field(1, ge=1)
     refine: int = Field(0, ge=0)
+    similar: float = Field(0.1, gt=0)
 
 
 class MingleOptions(RouterOptions):
     """Options of the method; the defaults are what we recommend.
 
-    ``gates``: ``adapted`` on seeds by gradient steps; ``analytic``, solved for in closed form, all of them
-    anew at every step; ``static``, all at ``static_gate``.
+    ``gates``: ``analytic``, solved for in closed form, all of them anew at every step; ``adapted`` on seeds
+    by gradient steps; ``static``, all at ``static_gate``. Gates that find their task need no projection.
 
     ``old_gates="trained"``: the gates of all tasks are trained at every step, and the newest step's count.
     ``seeds_in_all`` samples are drawn where it is given, ``seeds_per_class`` times the number of classes
     where it is not. ``trunk="bfloat16"``: while gates adapt, the model that carries them computes in
     bfloat16 – several times faster where the processor can, and not the same gates to the last digits.
+    ``strongest``, ``gate_threshold``: a sample uses at most so many experts of every Linear, those with the
+    largest ``|g_i|``, and none with ``|g_i|`` below the threshold; of predictions only, gates adapt with all.
     """
 
+    projection: Projection = "none"
     vectors: Literal["dropped", "gated"] = "dropped"
-    gates: Literal["adapted", "analytic", "static"] = "adapted"
+    gates: Literal["adapted", "analytic", "static"] = "analytic"
     static_gate: float = 0.3
     old_gates: Literal["frozen", "trained"] = "frozen"
     temperature: float = Field(2.0, gt=0)
@@ -128,6 +134,8 @@ class MingleOptions(RouterOptions):
     seeds_per_class: int = Field(5, ge=1)
     seeds_in_all: int | None = Field(None, ge=1)
     seed_pool: Literal["held_out", "scored"] = "held_out"
+    strongest: int | None = Field(None, ge=1)
+    gate_threshold: float = Field(0.0, ge=0)
 
 
 class ResolvedOptions(MingleOptions):
@@ -174,7 +182,11 @@ def _check_router(options: MingleOptions) -> None:
         )
 
 
+LEARNED: dict[str, Any] = {"gates": "adapted", "projection": "block"}
+"""Gates that are trained, by the paper's method with what we found to be better in its details."""
+
 PAPER: dict[str, Any] = {
+    "gates": "adapted",
     "projection": "block+diagonal",
     "vectors": "dropped",
     "gate_reduction": "sample",
@@ -202,21 +214,21 @@ TEXT: dict[str, Any] = {"lr": 1e-3, "batch_size": 8, "seeds_in_all": 100}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
+    "learned": LEARNED,
     "paper": PAPER,
     "reference": REFERENCE,
     "light": {"sites": "light"},
     "light_paper": PAPER | {"sites": "light"},
     "light_reference": REFERENCE | {"sites": "light+out"},
-    "static": {"gates": "static"},
-    "analytic": {"gates": "analytic"},
+    "static": {"gates": "static", "projection": "block"},
     "text": TEXT,
-    "ablation_adaptation": {"old_gates": "trained", "null_space": "off"},
-    "ablation_frozen": {"null_space": "off"},
-    "ablation_hard": {"null_space": "hard"},
+    "ablation_adaptation": LEARNED | {"old_gates": "trained", "null_space": "off"},
+    "ablation_frozen": LEARNED | {"null_space": "off"},
+    "ablation_hard": LEARNED | {"null_space": "hard"},
 }
 """The rows of the paper's ablation: ``static``; ``ablation_adaptation``, where the gates of all tasks adapt
 at every step; ``ablation_frozen``, the newest only; ``ablation_hard``, and only in the null space of what the
-earlier tasks use; ``default``, with that relaxed. The released light configuration selects ``out_proj`` too.
+earlier tasks use; ``learned``, with that relaxed. The released light configuration selects ``out_proj`` too.
 """
 
 

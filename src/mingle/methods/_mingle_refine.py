@@ -4,7 +4,7 @@ Only the newest row of every router moves, and its step is kept out of the leadi
 routers read of earlier tasks, which their stored statistics hold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from mingle.methods._mingle_analytic import mount_routers, solved_gates, unlooke
 from mingle.methods._mingle_experts import mount_experts, mount_norms
 from mingle.methods._mingle_gates import Seeds, choose_seeds, distillation
 from mingle.methods._mingle_options import MingleReplay, ResolvedOptions
+from mingle.methods._mingle_similarity import confused_with
 from mingle.methods._seed_check import SeedLooks, look_at_seeds
 from mingle.methods._seed_samples import derived_generator
 from mingle.methods.base_experts import Tensors
@@ -38,7 +39,9 @@ def analytic_gates(
         return tensors, {"router": found, "seeds": seed_info}, look_at_seeds(state.base, arrival)
     seeds = choose_seeds(state.base, arrival, options, MingleReplay(), generator)
     tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
-    tensors, losses = _refined(state, options, newest, tensors, seeds, generator, progress)
+    similar = confused_with(found["gates_on_seeds"], arrival.name, options.similar)
+    protected = [step.tensors["router"] for step in state.steps if step.task not in similar]
+    tensors, losses = _refined(state, options, newest, tensors, seeds, protected, generator, progress)
     return tensors, {"router": found, "seeds": seeds.report, "losses": losses}, seeds.looks
 
 
@@ -48,12 +51,14 @@ def _refined(
     newest: Tensors,
     solved: Mapping[str, Tensor],
     seeds: Seeds,
+    protected: Sequence[Mapping[str, Tensor]],
     generator: torch.Generator,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """``solved`` with its newest rows trained, and what that added to them; the losses.
 
-    ``newest``: the tensors of the new step so far. Raises DivergedError.
+    ``newest``: tensors of the new step so far; ``protected``: the ``router`` tensors of earlier steps, off
+    which the new rows stay. Raises DivergedError.
     """
     model, layers = mount_experts(state, options, newest)
     mounted = mount_routers(state.base, model, layers, options, solved)
@@ -62,7 +67,10 @@ def _refined(
         gate.open()
     batches = draw_batches(count(seeds.batch), options.batch_size, options.refine, generator)
     losses = adapt(
-        [GateGroup([gate], _projector(state, place, options), False) for place, (gate, _) in mounted.items()],
+        [
+            GateGroup([gate], _projector(protected, place, options), False)
+            for place, (gate, _) in mounted.items()
+        ],
         distillation(state.base, model, seeds, options),
         batches,
         lr=options.lr,
@@ -79,11 +87,13 @@ def _refined(
     return tensors, losses
 
 
-def _projector(state: State, place: str, options: ResolvedOptions) -> NullSpaceProjector | None:
-    """Off the leading directions that a router at this place reads of every earlier task."""
-    if options.null_space == "off" or not state.steps:
+def _projector(
+    protected: Sequence[Mapping[str, Tensor]], place: str, options: ResolvedOptions
+) -> NullSpaceProjector | None:
+    """Off the leading directions that a router at this place reads of earlier tasks."""
+    if options.null_space == "off" or not protected:
         return None
-    factors = [step.tensors["router"][f"{place}.factor"] for step in state.steps]
+    factors = [router[f"{place}.factor"] for router in protected]
     basis = factors[0].new_zeros(factors[0].shape[1], 0)
     for factor in factors:
         # Right singular vectors times their singular values, the largest first.

@@ -1,9 +1,9 @@
 """Experts as a model carries them: each step stores its own, the newest says what is left of all of them.
 
-Tensors of a step, by file stem: ``experts``: ``<linear>.A`` (r, d_in), ``<linear>.B`` (d_out, r); only under
-a budget ``ranks``: ``<linear>`` (t,), how many leading ranks of every expert are in use, and ``sharing``:
-``<linear>`` (t, t), where experts were merged. Files of earlier steps stay as they are, so that a prefix of
-the history is the model as it was.
+Tensors of a step, by file stem: ``experts``: ``<linear>.A`` (r, d_in), ``<linear>.B`` (d_out, r); under a
+budget, and of ``made_it``, ``ranks``: ``<linear>`` (t,), how many leading ranks of every expert are in use,
+and ``sharing``: ``<linear>`` (t, t), where experts were merged. Files of earlier steps stay as they are, so
+that a prefix of the history is the model as it was.
 """
 
 from collections.abc import Mapping, Sequence

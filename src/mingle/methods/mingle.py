@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
+from mingle.layers import Selection, select_experts
 from mingle.methods._mingle_analytic import routed_model
 from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
@@ -87,9 +88,9 @@ class Mingle(Method[MingleOptions]):
     def model(self, state: State, task: str | None = None) -> nn.Module:
         """The base's class with a MixtureLinear at every merged site."""
         del task
-        if self.options.gates == "analytic":
-            return routed_model(state, self.options)
-        return assemble(state, self.options)[0]
+        options = self.options
+        model = routed_model(state, options) if options.gates == "analytic" else assemble(state, options)[0]
+        return select_experts(model, Selection(options.strongest, options.gate_threshold))
 
     def _gates(
         self,

@@ -69,6 +69,22 @@ _KNOWN = (
         "agnostic ACC %",
         "ACC when no task is named and the answer is sought among the classes of all tasks",
     ),
+    Column(
+        "routed_acc",
+        "routed ACC %",
+        "ACC when no task is named and the head of the expert with the largest |gate| answers",
+    ),
+    Column(
+        "h_score",
+        "H-score %",
+        "harmonic mean of ACC on the first half of the tasks, merged, and on the other half, not merged yet",
+        "2 a b / (a + b), h = ⌈T/2⌉, a = mean_{i≤h} a[h][i], b = mean_{i>h} a[h][i]",
+    ),
+    Column(
+        "router_acc",
+        "router accuracy %",
+        "share of samples whose largest |gate| is their own task's, in the mean over layers",
+    ),
     Column("sample_acc", "per-sample ACC %", "ACC of the same weights with gates of every sample alone"),
     Column(
         "batch_acc",

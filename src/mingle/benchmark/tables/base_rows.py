@@ -7,13 +7,11 @@ from mingle.benchmark.plan import Contender
 
 SMALL_SCALE = {"scale": 0.1}
 WHOLE = {"projection": "none"}
-CLOSED_FORM = {"gates": "analytic", "router_features": "mean+std", **WHOLE}
-"""Gates that find their task, on experts that are not projected."""
-
 AVERAGE = Contender("average", "average")
 TASK_ARITHMETIC = Contender("task arithmetic", "task_arithmetic", many_tasks=SMALL_SCALE)
 OPCM = Contender("OPCM", "opcm")
 MINGLE = Contender("mingle", "mingle")
+MINGLE_LEARNED = Contender("mingle, learned gates", "mingle", "learned")
 MINGLE_LIGHT = Contender("mingle light (MINGLE*)", "mingle", "light")
 MINGLE_PAPER = Contender("mingle, paper's formulas", "mingle", "paper")
 MINGLE_REFERENCE = Contender("mingle, released code", "mingle", "reference")
@@ -41,13 +39,17 @@ TEST_TIME = (
 )
 """Baselines that adapt on unlabelled seeds."""
 
-ROUTERS = (Contender("nearest subspace", "nearest_subspace"), Contender("oracle router", "oracle"))
-"""Other gates on the same experts."""
+NEAREST_SUBSPACE = Contender("nearest subspace", "nearest_subspace")
+MADE_IT = Contender("MADE-IT-like", "made_it")
+ROUTERS = (NEAREST_SUBSPACE, MADE_IT, Contender("oracle router", "oracle"))
+"""Other gates on the same experts, or on ones that tasks share."""
 
 
 def sweep(key: str, values: Iterable[Any], fixed: Mapping[str, Any] | None = None) -> tuple[Contender, ...]:
-    """Mingle with one option at several values."""
+    """Mingle with learned gates, with one option at several values."""
     return tuple(
-        Contender(f"{key} {value}", "mingle", options={**(fixed or {}), key: value}, point={key: value})
+        Contender(
+            f"{key} {value}", "mingle", "learned", options={**(fixed or {}), key: value}, point={key: value}
+        )
         for value in values
     )

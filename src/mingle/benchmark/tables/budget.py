@@ -5,27 +5,27 @@ by all Linears on the tower of the glyph suites, where 1 rank in every Linear ta
 """
 
 from mingle.benchmark.plan import Contender, Table
-from mingle.benchmark.tables.base_rows import CLOSED_FORM, MINGLE, sweep
+from mingle.benchmark.tables.base_rows import MINGLE, MINGLE_LEARNED, sweep
 
 RANKS = (160, 80, 40, 20, 10)
 
 PLUGIN = Table(
     "Budget and precision of the experts",
     (
-        MINGLE,
+        MINGLE_LEARNED,
         *sweep("budget", RANKS),
         *(
-            Contender(f"budget {size}MB", "mingle", options={"budget": f"{size}MB"})
+            Contender(f"budget {size}MB", "mingle", "learned", options={"budget": f"{size}MB"})
             for size in ("4.424", "2.212", "1.106")
         ),
         *sweep("rank", (8, 4, 2, 1)),
         *sweep("stored", ("bfloat16", "float16")),
-        Contender("closed form", "mingle", options=CLOSED_FORM),
+        MINGLE,
         *(
             Contender(
-                f"closed form, budget {ranks}",
+                f"mingle, budget {ranks}",
                 "mingle",
-                options={**CLOSED_FORM, "budget": ranks},
+                options={"budget": ranks},
                 point={"budget": ranks, "gates": "closed form"},
             )
             for ranks in RANKS

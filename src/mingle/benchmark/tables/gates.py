@@ -2,15 +2,15 @@
 
 from mingle.benchmark.plan import Contender, Table
 from mingle.benchmark.tables.base_rows import (
-    CLOSED_FORM,
+    MADE_IT,
     MINGLE,
+    MINGLE_LEARNED,
     MINGLE_PAPER,
     MINGLE_REFERENCE,
+    NEAREST_SUBSPACE,
     OPCM,
     WHOLE,
 )
-
-ANALYTIC = {"gates": "analytic"}
 
 PLUGIN = Table(
     "Gates in closed form",
@@ -19,15 +19,20 @@ PLUGIN = Table(
         Contender("NuFilt", "nufilt"),
         MINGLE_REFERENCE,
         MINGLE_PAPER,
+        MINGLE_LEARNED,
+        Contender("mingle, learned gates, not projected", "mingle", "learned", options=WHOLE),
         MINGLE,
-        Contender("mingle, not projected", "mingle", options=WHOLE),
-        Contender("analytic", "mingle", options=ANALYTIC),
-        Contender("analytic, not projected", "mingle", options={**ANALYTIC, **WHOLE}),
-        Contender("analytic, not projected, mean+std", "mingle", options=CLOSED_FORM),
-        Contender("… of every block", "mingle", options={**CLOSED_FORM, "router_reads": "block"}),
-        Contender("… of every Linear", "mingle", options={**CLOSED_FORM, "router_reads": "layer"}),
-        Contender("nearest subspace", "nearest_subspace"),
+        Contender("… projected", "mingle", options={"projection": "block"}),
+        Contender("… reads every block", "mingle", options={"router_reads": "block"}),
+        Contender("… reads every Linear", "mingle", options={"router_reads": "layer"}),
+        *(
+            Contender(f"… refined by {steps} steps", "mingle", options={"refine": steps})
+            for steps in (5, 10, 20, 50)
+        ),
+        NEAREST_SUBSPACE,
         Contender("nearest subspace, not projected", "nearest_subspace", options=WHOLE),
+        MADE_IT,
+        Contender("MADE-IT-like, unmerged", "made_it", "unmerged"),
         Contender("oracle router", "oracle"),
         Contender("oracle router, not projected", "oracle", options=WHOLE),
     ),
@@ -37,8 +42,11 @@ PLUGIN = Table(
         "normalised_acc",
         "mixed_acc",
         "agnostic_acc",
+        "routed_acc",
+        "router_acc",
+        "h_score",
         "seconds",
-        "images_per_second",
+        "relative_speed",
         "megabytes",
     ),
 )

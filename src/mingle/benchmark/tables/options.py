@@ -27,13 +27,13 @@ CHANGES: tuple[Mapping[str, Any], ...] = (
 def _rows(lr: float) -> tuple[Contender, ...]:
     every = [{"lr": lr, **change} for change in CHANGES]
     return tuple(
-        Contender(", ".join(f"{key} {value}" for key, value in options.items()), "mingle", options=options)
-        for options in every
+        Contender(", ".join(f"{key} {value}" for key, value in changes.items()), "mingle", "learned", changes)
+        for changes in every
     )
 
 
 PLUGIN = Table(
-    "Open options of the default",
-    (*_rows(1e-4), Contender("lr 0.00024", "mingle", options={"lr": 2.4e-4}), *_rows(6e-4)),
+    "Open options of learned gates",
+    (*_rows(1e-4), Contender("lr 0.00024", "mingle", "learned", options={"lr": 2.4e-4}), *_rows(6e-4)),
     ("acc", "bwt", "fwt", "mixed_acc", "agnostic_acc", "batch_acc", "seconds"),
 )

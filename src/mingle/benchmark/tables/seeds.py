@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mingle.benchmark.plan import Contender, SeedVariation, Table
-from mingle.benchmark.tables.base_rows import CLOSED_FORM
 
 ALL = 1000
 """More than a pool of the suites holds: what is there is used."""
@@ -34,16 +33,16 @@ AMOUNTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 TELLING = ("1 a class", "5 a class", "10 seeds", "wrong 50%", "wrong 100%")
-"""For adapted gates."""
+"""For learned gates."""
 
 
-def _rows(name: str, options: Mapping[str, Any]) -> tuple[Contender, ...]:
+def _rows(name: str, preset: str) -> tuple[Contender, ...]:
     amounts = tuple(
-        Contender(f"{name}, {label}", "mingle", options={**options, **amount}, point={"seeds": label})
+        Contender(f"{name}, {label}", "mingle", preset, amount, point={"seeds": label})
         for label, amount in AMOUNTS.items()
     )
     varied = tuple(
-        Contender(f"{name}, {label}", "mingle", options=options, point={"seeds": label}, variation=variation)
+        Contender(f"{name}, {label}", "mingle", preset, point={"seeds": label}, variation=variation)
         for label, variation in VARIED.items()
     )
     return (*amounts, *varied)
@@ -52,8 +51,8 @@ def _rows(name: str, options: Mapping[str, Any]) -> tuple[Contender, ...]:
 PLUGIN = Table(
     "Seeds: how many, and how good",
     (
-        *_rows("closed form", CLOSED_FORM),
-        *(row for row in _rows("mingle", {}) if row.point["seeds"] in TELLING),
+        *_rows("mingle", "default"),
+        *(row for row in _rows("learned gates", "learned") if row.point["seeds"] in TELLING),
     ),
     ("acc", "bwt", "mixed_acc", "seconds"),
 )

@@ -4,6 +4,7 @@ from mingle.benchmark.plan import Contender, Table
 from mingle.benchmark.tables.base_rows import (
     DATA_FREE,
     MINGLE,
+    MINGLE_LEARNED,
     MINGLE_LIGHT,
     MINGLE_PAPER,
     MINGLE_REFERENCE,
@@ -19,7 +20,8 @@ PLUGIN = Table(
         *ROUTERS,
         MINGLE,
         MINGLE_LIGHT,
-        Contender("mingle, seeds scored", "mingle", options={"seed_pool": "scored"}),
+        MINGLE_LEARNED,
+        Contender("mingle, seeds scored", "mingle", "learned", options={"seed_pool": "scored"}),
         MINGLE_PAPER,
         MINGLE_REFERENCE,
     ),

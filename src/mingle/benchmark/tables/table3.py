@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mingle.benchmark.plan import BOUNDS, Contender, Corruption, Table
-from mingle.benchmark.tables.base_rows import AVERAGE, MINGLE, OPCM, TASK_ARITHMETIC
+from mingle.benchmark.tables.base_rows import AVERAGE, MINGLE, MINGLE_LEARNED, OPCM, TASK_ARITHMETIC
 from mingle.evaluation import CORRUPTIONS
 
 CLEAN = "clean"
@@ -22,7 +22,7 @@ PLUGIN = Table(
     "Corrupted seeds and test images, severity 5",
     tuple(
         _corrupted(contender, corruption)
-        for contender in (*BOUNDS, AVERAGE, TASK_ARITHMETIC, OPCM, MINGLE)
+        for contender in (*BOUNDS, AVERAGE, TASK_ARITHMETIC, OPCM, MINGLE, MINGLE_LEARNED)
         for corruption in (CLEAN, *CORRUPTIONS)
     ),
     ("acc",),
