@@ -67,6 +67,10 @@ class SeedsError(MingleError):
     """Seed samples are missing, empty or of the wrong shape."""
 
 
+class SeedsWarning(UserWarning):
+    """Seed samples do not look like those of the checkpoint's task; they were used all the same."""
+
+
 class ExportError(MingleError):
     """A run cannot be written in a form, or a folder or repository cannot take it."""
 

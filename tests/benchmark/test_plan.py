@@ -1,6 +1,9 @@
 """Orders, rows and keys: what is computed, and when two cells are the same."""
 
 import dataclasses
+import hashlib
+import json
+from importlib.metadata import version
 
 import pytest
 
@@ -10,6 +13,7 @@ from mingle.benchmark import (
     Cell,
     Contender,
     Corruption,
+    SeedVariation,
     Table,
     parse_orders,
     select,
@@ -56,11 +60,18 @@ def test_odd_orders_are_refused(text):
         {"options": {"steps": 51}},
         {"samples": 10},
         {"corruption": Corruption("contrast", 3)},
+        {"variation": SeedVariation("wrong", 0.5)},
         {"threads": 2},
     ],
 )
 def test_a_key_changes_with_everything_that_a_number_depends_on(change):
     assert dataclasses.replace(CELL, **change).key != CELL.key
+
+
+def test_keys_without_a_variation_are_those_of_earlier_results():
+    parts = [version("mingle-merge"), "f" * 64, ("a", "b"), 42, "mingle", {"steps": 50}, None, None, 1]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    assert digest[:24] == CELL.key
 
 
 def test_a_key_does_not_change_with_names_of_the_same_thing():

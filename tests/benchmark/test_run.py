@@ -17,6 +17,7 @@ from mingle.benchmark import (
     InProcess,
     ProcessPool,
     RayCluster,
+    SeedVariation,
     Table,
     read_results,
     run_table,
@@ -25,6 +26,7 @@ from mingle.benchmark import cell as cells
 from mingle.errors import ConfigError, DivergedError
 from mingle.methods import METHODS
 from mingle.state import MergeRun
+from mingle.suites import RawSamples, open_suite
 from tests.benchmark.conftest import ROWS
 from tests.state.helpers import in_child, status_of
 
@@ -195,6 +197,45 @@ def test_corruption_reaches_seeds_and_tests(finished, shared_suite, tmp_path):
         assert cell["test_hashes"] != clean["test_hashes"]
         assert cell["losses"] != clean["losses"]
         assert cell["metrics"]["normalised_acc"] is None  # the individual models saw clean images
+
+
+def test_a_variation_reaches_the_seeds_alone(finished, shared_suite, tmp_path):
+    kinds = {"few": 6, "crops": 6, "unbalanced": 4, "wrong": 0.5, "contrast": 5}
+    analytic = Contender("mingle", "mingle", options={"rank": 4})
+    rows = [replace(analytic, label=kind, variation=SeedVariation(kind, kinds[kind])) for kind in kinds]
+    table = Table("t", (analytic, *rows))
+    results = run_table(table, str(shared_suite), InProcess(), tmp_path, orders=(42,))
+    plain = row(results, "mingle")["cells"][0]
+    assert row(results, "mingle")["variation"] is None
+    for kind, amount in kinds.items():
+        cell = row(results, kind)["cells"][0]
+        assert row(results, kind)["variation"] == {"kind": kind, "amount": amount}
+        assert cell["status"] == "done", cell["reason"]
+        assert cell["test_hashes"] == plain["test_hashes"]
+        assert cell["matrix"] != plain["matrix"] or cell["gates"] != plain["gates"]
+        assert cell["metrics"]["normalised_acc"] is not None
+
+
+def test_wrong_seeds_are_those_of_the_next_task(shared_suite, tmp_path):
+    found = SeedVariation("wrong", 1.0)
+    wrong = Contender("wrong", "mingle", options={"rank": 4}, variation=found)
+    run_table(Table("t", (wrong,)), str(shared_suite), InProcess(tmp_path / "runs"), tmp_path, orders=(42,))
+    (folder,) = (tmp_path / "runs").glob("mingle*")
+    run = MergeRun.open(folder)
+    suite = open_suite(str(shared_suite))
+    for task, other in (("task1", "task2"), ("task3", "task1")):
+        ids = run.info(task)["report"]["seeds"]["ids"]
+        assert ids
+        assert set(ids) <= set(RawSamples(suite.seeds(other)).ids())
+
+
+def test_a_variation_that_texts_cannot_have_is_the_reason_of_its_row(shared_suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "suite_samples", lambda *_, **__: RawSamples(["some", "words"]))
+    rows = (ROWS[0], replace(ROWS[1], label="crops", variation=SeedVariation("crops", 2)))
+    results = run_table(Table("t", rows), str(shared_suite), InProcess(), tmp_path, orders=(42,))
+    assert row(results, "average")["cells"][0]["status"] == "done"
+    failed = row(results, "crops")["cells"][0]
+    assert failed["reason"] == "seed variation crops: expected images, found text"
 
 
 def test_tasks_of_a_table_in_another_order_than_the_suite(shared_suite, tmp_path):

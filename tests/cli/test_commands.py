@@ -294,3 +294,18 @@ def test_a_router_says_whom_the_seeds_resemble(call, tmp_path, zoo, config, seed
     largest, other = sorted(stored, key=stored.get, reverse=True)
     said = f"router      gates on its seeds: {largest} {stored[largest]:.0%}, {other} {stored[other]:.0%}\n"
     assert said in call("show", folder, "task2")[1]
+
+
+def test_seeds_that_do_not_look_right_are_warned_of_and_merged(call, tmp_path, zoo, config):
+    folder, seeds = tmp_path / "run", tmp_path / "seeds.safetensors"
+    assert call("init", folder, "--base", zoo / "base", "--config", config)[0] == 0
+    save_file({"images": torch.full((32, 3, 16, 16), 90, dtype=torch.uint8)}, seeds)
+    code, out, err = call("add", folder, zoo / "task1", "--seeds", seeds, "--json")
+    warning = json.loads(out)["report"]["seed_check"]["warning"]
+    assert code == 0
+    assert err == f"mingle: {warning}\n"
+    assert f"task 'task1': seeds from {seeds} do not look like its task" in warning
+    assert f"warning     {warning}\n" in call("show", folder, "task1")[1]
+    save_file({"images": torch.full((31, 3, 16, 16), 90, dtype=torch.uint8)}, seeds)  # too few to say
+    assert call("add", folder, zoo / "task2", "--seeds", seeds)[2] == ""
+    assert "warning" not in call("show", folder, "task2")[1]

@@ -78,6 +78,9 @@ class Backbone(ABC):
     decisive: ClassVar[tuple[str, ...]]
     """Values of the configuration in which a checkpoint must agree with its base, beside all shapes."""
 
+    writes: ClassVar[bool] = False
+    """Whether models answer in words, so that there are no logits of classes."""
+
     optional: ClassVar[Collection[str]] = ()
     """Tensors that a fine-tuned checkpoint may leave out; the base's are used."""
 

@@ -31,6 +31,8 @@ class TextWriter(TextReader):
     A subclass says how its models write, and what a student reads who is to write the same.
     """
 
+    writes = True
+
     left: ClassVar[bool] = False
     """Whether texts are padded on the left, to be continued on the right."""
 

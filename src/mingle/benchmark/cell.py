@@ -1,9 +1,11 @@
 """Computing one cell: merge a suite in an order with a method, and score it."""
 
 import hashlib
+import random
 import shutil
 import tempfile
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -11,13 +13,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from mingle.backbones import BACKBONES, Head, Samples
+from mingle.backbones import BACKBONES, Head, Samples, split
+from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.benchmark.examples import example_predictions
 from mingle.benchmark.executors import Outcome, failure
-from mingle.benchmark.plan import Cell, Corruption
-from mingle.errors import ConfigError, MingleError
-from mingle.evaluation import ScoredTask, corrupt, evaluate_run, scored_tasks
+from mingle.benchmark.plan import Cell, Corruption, SeedVariation
+from mingle.errors import ConfigError, MingleError, SeedsWarning
+from mingle.evaluation import Elsewhere, ScoredTask, corrupt, evaluate_run, scored_tasks, vary
+from mingle.evaluation.matrix import predictions
 from mingle.methods import Base
 from mingle.methods.base_method import Progress, labelled, silent
 from mingle.provenance import machine, versions
@@ -52,7 +57,10 @@ def _compute(cell: Cell, folder: Path | None, progress: Progress) -> Outcome:
     if combined(checkpoint_fingerprints(cell.suite, tasks)) != cell.fingerprint:
         raise ConfigError(f"suite {cell.suite!r} on this machine is not the one the benchmark started with")
     with temporary_run() if folder is None else nullcontext(folder) as place:
-        run = _merge(cell, suite, place, progress)
+        with warnings.catch_warnings():
+            # Seeds of a table may be wrong on purpose; what they cost stands in its numbers.
+            warnings.simplefilter("ignore", SeedsWarning)
+            run = _merge(cell, suite, place, progress)
         tests = _tests(cell.suite, tasks, cell.samples, cell.corruption)
         scored = {task: tests[task] for task in cell.tasks}
         evaluation = evaluate_run(run, scored, progress=progress)
@@ -163,9 +171,33 @@ def _seeds(cell: Cell, suite: Suite, task: str, run: MergeRun) -> RawSamples:
         found = RawSamples(samples, labels, source=f"{suite.name}:{task} (training data)")
     else:
         found = suite_samples(suite, task, scored=run.method.scored_seeds)
-    if cell.corruption is None:
-        return found
-    return replace(found, samples=_corrupted(found.samples, cell.corruption))
+    if cell.corruption is not None:
+        found = replace(found, samples=_corrupted(found.samples, cell.corruption))
+    return found if cell.variation is None else _varied(found, cell.variation, cell, suite, task)
+
+
+def _varied(found: RawSamples, variation: SeedVariation, cell: Cell, suite: Suite, task: str) -> RawSamples:
+    """The pool under a variation. Wrong seeds are those of the suite's next task, by its own order."""
+    pool, tasks = found.samples, suite.tasks
+    backbone = BACKBONES.get(suite.backbone)()
+
+    def other() -> Samples:
+        return suite.seeds(tasks[(tasks.index(task) + 1) % len(tasks)])
+
+    def classes() -> Tensor:
+        base = backbone.open(suite.base)
+        checkpoint = backbone.open(suite.checkpoint(task), base)
+        head = suite.head(task) or backbone.head(checkpoint, base=base)
+        if head is None:
+            raise ConfigError(f"suite {suite.name!r}: task {task!r} has no head to tell its classes by")
+        batches = split(backbone.prepare(pool, base), FORWARD_BATCH)
+        return predictions(backbone, backbone.build(checkpoint, base), head, batches)
+
+    draws = random.Random(f"{cell.seed}/{task}")
+    varied = vary(pool, variation.kind, variation.amount, draws, Elsewhere(other, classes))
+    source = f"{found.source}, {variation.kind} {variation.amount:g}"
+    # Labels are of the pool as it was.
+    return RawSamples(varied, source=source)
 
 
 def _corrupted(samples: Samples, corruption: Corruption) -> Samples:

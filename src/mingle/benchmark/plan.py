@@ -31,6 +31,14 @@ class Corruption:
 
 
 @dataclass(frozen=True)
+class SeedVariation:
+    """A change to the pool of seeds alone, see `mingle.evaluation.vary`."""
+
+    kind: str
+    amount: float
+
+
+@dataclass(frozen=True)
 class Contender:
     """One row of a table.
 
@@ -45,6 +53,7 @@ class Contender:
     many_tasks: Mapping[str, Any] = field(default_factory=dict)
     point: Mapping[str, Any] = field(default_factory=dict)
     corruption: Corruption | None = None
+    variation: SeedVariation | None = None
 
     def under(self, preset: str) -> "Contender":
         """The row with a family's own settings, where its method has them as a preset, for every option that
@@ -113,6 +122,7 @@ class Cell:
     samples: int | None = None
     corruption: Corruption | None = None
     threads: int = 1
+    variation: SeedVariation | None = None
 
     @property
     def key(self) -> str:
@@ -127,7 +137,9 @@ class Cell:
             self.options,
             self.samples,
         ]
-        text = json.dumps([*parts, corruption, self.threads], sort_keys=True)
+        # Only where there is one: what was computed before there were any keeps its key.
+        varied = [[self.variation.kind, self.variation.amount]] if self.variation else []
+        text = json.dumps([*parts, corruption, self.threads, *varied], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 

@@ -101,6 +101,7 @@ def _row(
         "options": dict(contender.options),
         "point": dict(contender.point),
         "corruption": contender.corruption and vars(contender.corruption),
+        "variation": contender.variation and vars(contender.variation),
         "bound": contender in BOUNDS,
         "one_model": first.get("one_model", True),
         "needs_labels": contender.build(len(cells[0].tasks)).needs_labels,

@@ -80,8 +80,7 @@ def run_table(
     """Computes what ``folder`` does not hold yet, and returns the results of the whole table.
 
     Every contender runs once per order (those that train on labels only the first ``labelled_orders``, by
-    default two), base and individual models in the first order. Raises ConfigError before anything runs; a
-    failing cell is part of the results.
+    default two), the bounds in the first. Raises ConfigError before anything runs; a failed cell is a result.
     """
     suite = open_suite(suite_source)
     preset = BACKBONES.get(suite.backbone).preset
@@ -105,6 +104,7 @@ def run_table(
                 samples=samples,
                 corruption=row.corruption,
                 threads=threads,
+                variation=row.variation,
             )
             for seed in orders[:count]
         ]

@@ -1,13 +1,15 @@
 """Commands that create, extend, read and check a run."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show
+from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show, visible
+from mingle.cli.step_report import budget_line, described, warning_lines
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
 Track = Annotated[
@@ -92,20 +94,20 @@ def add(
         opened = MergeRun.open(run, base=base)
         tracker = stack.enter_context(open_tracker(track, opened) if track else nullcontext())
         progress = stack.enter_context(progress_bar())
-        step = opened.add(
-            checkpoint,
-            name=name,
-            seeds=seeds,
-            head=head,
-            classes=names,
-            templates=prompts,
-            progress=progress,
-        )
+        stack.enter_context(_seed_warnings())
+        given: dict[str, Any] = {
+            "name": name,
+            "seeds": seeds,
+            "head": head,
+            "classes": names,
+            "templates": prompts,
+        }
+        step = opened.add(checkpoint, **given, progress=progress)
         if tracker is not None:
             track_step(tracker, opened, step.task)
     info = opened.info(step.task)
     text = f"{step.task}: merged as step {len(opened.tasks)} in {info['seconds']:.1f} s"
-    show(info, "\n".join([text, *_describe(info["report"])]), as_json=json)
+    show(info, "\n".join([text, *described(info["report"])]), as_json=json)
 
 
 def log(run: RunFolder, json: Json = False) -> None:
@@ -141,7 +143,8 @@ def show_run(
         lines = [
             f"task        {info['task']} ({len(info['classes'] or [])} classes)",
             f"checkpoint  {checkpoint['source']} ({checkpoint['fingerprint'][:12]})",
-            *_describe(info["report"]),
+            *described(info["report"]),
+            *warning_lines(info["report"]),
         ]
         show(info, "\n".join(lines), as_json=json)
         return
@@ -155,7 +158,7 @@ def show_run(
         settings_text(header["settings"]),
     ]
     if opened.tasks and "budget" in (report := opened.info(opened.tasks[-1])["report"]):
-        lines.insert(-1, _budget_line(report["budget"]))
+        lines.insert(-1, budget_line(report["budget"]))
     show(value, "\n".join(lines), as_json=json)
 
 
@@ -198,65 +201,31 @@ def _alone(run: Path, wait: float) -> Iterator[None]:
         yield
 
 
-def _describe(report: dict[str, Any]) -> list[str]:
-    lines: list[str] = []
-    if "energy" in report:
-        energy = report["energy"]
-        shares = (f"{energy[part]:.1%} {words}" for part, words in ENERGY_WORDS.items())
-        lines.append(f"energy      of ‖θt − θ0‖²: {', '.join(shares)}")
-    if "budget" in report:
-        lines.append(_budget_line(report["budget"]))
-    if "merging" in report:
-        lines.append(_merging_line(report["merging"]))
-    if report.get("energy", {}).get("overlap"):
-        lines.append(_overlap_line(report["energy"]["overlap"]))
-    if "router" in report:
-        gates = sorted(report["router"]["gates_on_seeds"].items(), key=lambda gate: -gate[1])
-        lines.append("router      gates on its seeds: " + ", ".join(f"{t} {gate:.0%}" for t, gate in gates))
-    if report.get("losses"):
-        losses = report["losses"]
-        lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
-    if "seeds" in report:
-        seeds = report["seeds"]
-        lines.append(
-            f"seeds       {seeds['used']} of {seeds['pool']}, {seeds['selection']}, from {seeds['source']}"
-        )
-    if "settings" in report:
-        lines.append(settings_text(report["settings"]))
-    return lines
+@contextmanager
+def _seed_warnings() -> Iterator[None]:
+    """Shows them as errors are shown, in one line; all other warnings as ever."""
+    from mingle.errors import SeedsWarning
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SeedsWarning)
+        others = warnings.showwarning
 
-def _overlap_line(overlap: dict[str, Any]) -> str:
-    """The three earlier tasks whose experts read the most of what the new ones read."""
-    most = sorted(overlap.items(), key=lambda entry: -entry[1]["shared"])[:3]
-    named = (f"{task} {part['shared']:.0%} (chance {part['chance']:.0%})" for task, part in most)
-    return f"overlap     of what its experts read, with experts of {', '.join(named)}"
+        def show_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SeedsWarning):
+                typer.echo(f"mingle: {visible(str(message))}", err=True)
+            else:
+                others(message, category, filename, lineno, file, line)
 
+        warnings.showwarning = show_warning
+        yield
 
-def _budget_line(budget: dict[str, Any]) -> str:
-    """Ranks in use by task, a mean over the Linears, and the energy that the step took from each."""
-    parts = {
-        "ranks per Linear": (f"{task} {n / budget['linears']:.1f}" for task, n in budget["ranks"].items()),
-        "of ‖θi − θ0‖² given up": (f"{task} {share:.1%}" for task, share in budget["lost"].items() if share),
-        "Linears that use another's": (f"{task} {n}" for task, n in budget["merged"].items() if n),
-    }
-    found = ((words, ", ".join(values)) for words, values in parts.items())
-    return "budget      " + "; ".join(f"{words}: {values}" for words, values in found if values)
-
-
-def _merging_line(merging: dict[str, Any]) -> str:
-    """Where a task's experts joined earlier ones, and how many are in use since."""
-    joined = f"{len(merging['joined'])} of {merging['linears']} experts joined an earlier one"
-    least = "" if merging["threshold"] is None else f" (affinity of {merging['threshold']:.2f} or more)"
-    return f"merging     {joined}{least}; {merging['experts']} in use"
-
-
-ENERGY_WORDS = {
-    "kept": "kept",
-    "projection": "dropped by projection",
-    "rank": "dropped by rank",
-    "not_merged": "in parameters that are not merged",
-}
 
 COMMANDS = (
     Command(init, "Example: `mingle init run --base glyph8:base --method mingle --preset reference`"),

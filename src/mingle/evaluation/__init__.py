@@ -10,9 +10,12 @@ from mingle.evaluation.metrics import (
     normalised_accuracy,
 )
 from mingle.evaluation.results import Evaluation, evaluate_run, individual_accuracies, relative_metrics
+from mingle.evaluation.seed_variations import VARIATIONS, Elsewhere, vary
 
 __all__ = [
     "CORRUPTIONS",
+    "VARIATIONS",
+    "Elsewhere",
     "Evaluation",
     "GateActivations",
     "ScoredTask",
@@ -29,4 +32,5 @@ __all__ = [
     "normalised_accuracy",
     "relative_metrics",
     "scored_tasks",
+    "vary",
 ]

@@ -161,7 +161,8 @@ def _of_benchmark(run: MergeRun, results: Mapping[str, Any]) -> dict[str, Any]:
     header = run.header
     for row in results["rows"]:
         named = (row["method"], row["preset"], row["settings"])
-        if named == (header["method"], header["preset"], header["settings"]) and not row["corruption"]:
+        changed = row["corruption"] or row.get("variation")
+        if named == (header["method"], header["preset"], header["settings"]) and not changed:
             orders = sum(cell["status"] == "done" for cell in row["cells"])
             return {
                 "origin": f"the same method and options on suite {results['suite']['name']}: mean ± standard "

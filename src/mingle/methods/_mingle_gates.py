@@ -19,6 +19,7 @@ from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.layers import LinearGroup, MixtureLinear, Placement
 from mingle.methods._mingle_experts import Experts, assemble, merged_groups
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
+from mingle.methods._seed_check import SeedLooks, look_at_seeds
 from mingle.methods._seed_samples import derived_generator, seed_report
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, Progress, State, require_seeds, silent
@@ -31,6 +32,7 @@ class AdaptedGates(NamedTuple):
     gates: dict[str, Tensor]
     subspace: dict[str, Tensor]
     report: dict[str, Any]
+    looks: SeedLooks | None
 
 
 def static_gates(experts: Experts, value: float, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -69,7 +71,8 @@ def adapt_gates(
     training = GateTraining(distillation(state.base, model, seeds, options), batches, progress=progress)
     losses = train_gates(state, options, layers, training)
     subspace = new_directions(state, options, model, layers, seeds.batch, seeds.head)
-    return AdaptedGates(gate_tensors(layers, options), subspace, {"losses": losses, "seeds": seeds.report})
+    report = {"losses": losses, "seeds": seeds.report}
+    return AdaptedGates(gate_tensors(layers, options), subspace, report, seeds.looks)
 
 
 def open_gates(
@@ -156,6 +159,7 @@ class Seeds(NamedTuple):
     head: Head
     report: dict[str, Any]
     chosen: Tensor
+    looks: SeedLooks | None
 
     @property
     def batch(self) -> Batch:
@@ -181,7 +185,8 @@ def choose_seeds(
         lesson = base.backbone.teach(teacher, take(pool.batch, chosen), head)
     else:
         lesson = lesson.take(chosen)
-    return Seeds(lesson, head, seed_report(pool, options.seeds, chosen), chosen)
+    looks = look_at_seeds(base, arrival, teacher)
+    return Seeds(lesson, head, seed_report(pool, options.seeds, chosen), chosen, looks)
 
 
 def distillation(

@@ -19,6 +19,7 @@ from mingle.methods._mingle_experts import mount_experts, mount_norms
 from mingle.methods._mingle_gates import Seeds, choose_seeds, distillation
 from mingle.methods._mingle_options import MingleReplay, ResolvedOptions
 from mingle.methods._mingle_similarity import confused_with
+from mingle.methods._seed_check import SeedLooks, look_at_seeds
 from mingle.methods._seed_samples import derived_generator
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Progress, State, require_pool
@@ -32,8 +33,8 @@ def analytic_gates(
     newest: Tensors,
     replay: MingleReplay,
     progress: Progress,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The ``router`` tensors of a new step (see `_mingle_analytic`), and what to report.
+) -> tuple[dict[str, Tensor], dict[str, Any], SeedLooks | None]:
+    """The ``router`` tensors of a new step (see `_mingle_analytic`), what to report, and how its seeds look.
 
     Raises SeedsError, CheckpointError, DivergedError, ConfigError for a replay of more than seeds and ranks.
     """
@@ -46,13 +47,13 @@ def analytic_gates(
     if not options.refine:
         chosen, seed_info = unlooked_seeds(arrival, options, replay, generator)
         tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, chosen))
-        return tensors, {"router": found, "seeds": seed_info}
+        return tensors, {"router": found, "seeds": seed_info}, look_at_seeds(state.base, arrival)
     seeds = choose_seeds(state.base, arrival, options, replay, generator)
     tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
     similar = confused_with(found["gates_on_seeds"], arrival.name, options.similar)
     protected = [step.tensors["router"] for step in state.steps if step.task not in similar]
     tensors, losses = _refined(state, options, newest, tensors, seeds, protected, generator, progress)
-    return tensors, {"router": found, "seeds": seeds.report, "losses": losses}
+    return tensors, {"router": found, "seeds": seeds.report, "losses": losses}, seeds.looks
 
 
 def _refined(

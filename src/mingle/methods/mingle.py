@@ -19,6 +19,7 @@ from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
 from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions, resolve
 from mingle.methods._mingle_refine import analytic_gates
+from mingle.methods._seed_check import seed_check
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import (
     Arrival,
@@ -105,10 +106,12 @@ class Mingle(Method[MingleOptions]):
             gates = static_gates(newest["experts"], options.static_gate, state.base.dtype)
             return {"gates": gates, "subspace": {}}, {}
         if options.gates == "analytic":
-            router, report = analytic_gates(state, arrival, options, newest, replay, progress)
-            return {"router": router}, report
-        adapted = adapt_gates(state, arrival, options, newest, replay, progress)
-        return {"gates": adapted.gates, "subspace": adapted.subspace}, adapted.report
+            router, report, looks = analytic_gates(state, arrival, options, newest, replay, progress)
+            added: dict[str, Mapping[str, Tensor]] = {"router": router}
+        else:
+            gates, subspace, report, looks = adapt_gates(state, arrival, options, newest, replay, progress)
+            added = {"gates": gates, "subspace": subspace}
+        return added, report | seed_check(state, arrival.name, added, report["seeds"], looks)
 
 
 PLUGIN = Mingle

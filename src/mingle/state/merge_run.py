@@ -2,6 +2,7 @@
 
 import copy
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.backbones import BACKBONES, Backbone, Head, Samples
-from mingle.errors import CheckpointError, ConfigError, RunError, translated
+from mingle.errors import CheckpointError, ConfigError, RunError, SeedsWarning, translated
 from mingle.layers import Placement
 from mingle.methods import METHODS, Arrival, Base, Method, SeedPool, State, Step
 from mingle.methods.base_method import Progress, silent
@@ -145,7 +146,7 @@ class MergeRun(History):
         ``checkpoint``: a model, or a LoRA adapter of the base: folder, file, hub id or ``suite:task``.
         ``seeds``: unlabelled samples, or where they are. ``labels`` only for seed selection ``label``;
         ``head`` (class embeddings, or a file of them), or ``classes`` (names, with prompt ``templates``),
-        only if the checkpoint brings no head.
+        only if the checkpoint brings no head. Warns (SeedsWarning) of seeds that do not look like its task.
         Raises TaskExistsError, MismatchError (lists every mismatch), SeedsError, RunLockedError, RunError.
         """
         task = name or Path(str(checkpoint).partition(":")[2] or checkpoint).name
@@ -171,6 +172,9 @@ class MergeRun(History):
             with translated(RunError, f"{self.path}: task {task!r} could not be merged into what is stored"):
                 step = self.method.update(self.state, arrival, progress).steps[-1]
             self._folder = append_step(self._folder, step, opened, started)
+        # After the step is in: where warnings are errors, too, nothing is refused.
+        if warning := step.report.get("seed_check", {}).get("warning"):
+            warnings.warn(warning, SeedsWarning, stacklevel=2)
         return self._step(len(self.tasks) - 1)
 
     def head(self, task: str) -> Head | None:
