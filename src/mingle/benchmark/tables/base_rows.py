@@ -12,7 +12,7 @@ TASK_ARITHMETIC = Contender("task arithmetic", "task_arithmetic", many_tasks=SMA
 OPCM = Contender("OPCM", "opcm")
 MINGLE = Contender("mingle", "mingle")
 MINGLE_LEARNED = Contender("mingle, learned gates", "mingle", "learned")
-MINGLE_LIGHT = Contender("mingle light (MINGLE*)", "mingle", "light")
+MINGLE_LIGHT = Contender("learned gates, light (MINGLE*)", "mingle", "learned", options={"sites": "light"})
 MINGLE_PAPER = Contender("mingle, paper's formulas", "mingle", "paper")
 MINGLE_REFERENCE = Contender("mingle, released code", "mingle", "reference")
 
