@@ -201,7 +201,7 @@ def test_corruption_reaches_seeds_and_tests(finished, shared_suite, tmp_path):
 
 def test_a_variation_reaches_the_seeds_alone(finished, shared_suite, tmp_path):
     kinds = {"few": 6, "crops": 6, "unbalanced": 4, "wrong": 0.5, "contrast": 5}
-    analytic = Contender("closed form", "mingle", "analytic", {"rank": 4})
+    analytic = Contender("closed form", "mingle", options={"rank": 4})
     rows = [replace(analytic, label=kind, variation=SeedVariation(kind, kinds[kind])) for kind in kinds]
     table = Table("t", (analytic, *rows))
     results = run_table(table, str(shared_suite), InProcess(), tmp_path, orders=(42,))
@@ -218,9 +218,9 @@ def test_a_variation_reaches_the_seeds_alone(finished, shared_suite, tmp_path):
 
 def test_wrong_seeds_are_those_of_the_next_task(shared_suite, tmp_path):
     found = SeedVariation("wrong", 1.0)
-    wrong = Contender("wrong", "mingle", "analytic", {"rank": 4}, variation=found)
+    wrong = Contender("wrong", "mingle", options={"rank": 4}, variation=found)
     run_table(Table("t", (wrong,)), str(shared_suite), InProcess(tmp_path / "runs"), tmp_path, orders=(42,))
-    run = MergeRun.open(tmp_path / "runs" / "mingle-analytic")
+    run = MergeRun.open(tmp_path / "runs" / "mingle")
     suite = open_suite(str(shared_suite))
     for task, other in (("task1", "task2"), ("task3", "task1")):
         ids = run.info(task)["report"]["seeds"]["ids"]
