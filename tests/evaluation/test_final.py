@@ -18,9 +18,12 @@ def tests(shared_suite, base):
     return scored_tasks(open_suite(shared_suite), TASKS, base)
 
 
-def merged(base, suite, name, rename=False, **options):
+EITHER = pytest.mark.parametrize("preset", ["default", "learned"])
+
+
+def merged(base, suite, name, preset="default", rename=False, **options):
     """The state after three tasks; ``rename`` gives the classes of every task names of their own."""
-    method = METHODS.get(name).with_preset("default", options)
+    method = METHODS.get(name).with_preset(preset, options)
     state = method.init(base)
     for task in TASKS:
         checkpoint = base.backbone.open(suite.checkpoint(task))
@@ -54,7 +57,7 @@ def naive_agnostic(base, model, state, tests):
 
 @pytest.mark.parametrize("rename", [False, True], ids=["equal names are one label", "own names"])
 def test_no_task_id_and_the_union_of_labels(base, shared_suite, tests, rename):
-    method, state = merged(base, open_suite(shared_suite), "average", rename)
+    method, state = merged(base, open_suite(shared_suite), "average", rename=rename)
     metrics, _ = final_metrics(method, state, tests, used=())
     expected = naive_agnostic(base, method.model(state), state, tests)
     assert metrics["agnostic_acc"] == pytest.approx(expected)
@@ -86,36 +89,50 @@ def test_every_kind_of_gate_can_be_averaged_over_a_batch(base, shared_suite, tes
     torch.testing.assert_close(base.backbone.features(model, batch), alone)
 
 
-def test_both_gate_reductions_of_the_same_weights(base, shared_suite, tests):
+@EITHER
+def test_both_gate_reductions_of_the_same_weights(base, shared_suite, tests, preset):
     suite, changes = open_suite(shared_suite), {"steps": 3, "rank": 4, "lr": 0.05}
-    method, state = merged(base, suite, "mingle", **changes)
+    method, state = merged(base, suite, "mingle", preset, **changes)
     metrics, _ = final_metrics(method, state, tests, used=())
-    batch = METHODS.get("mingle").with_preset("default", changes | {"gate_reduction": "batch"})
+    batch = METHODS.get("mingle").with_preset(preset, changes | {"gate_reduction": "batch"})
     other, _ = final_metrics(batch, state, tests, used=())
     assert metrics["sample_acc"] == metrics["unseen_acc"]
     assert other["batch_acc"] == other["unseen_acc"]
     assert (metrics["sample_acc"], metrics["batch_acc"]) == (other["sample_acc"], other["batch_acc"])
 
 
-def test_a_reduction_is_put_back(base, shared_suite):
-    method, state = merged(base, open_suite(shared_suite), "mingle", steps=1, rank=4)
+@EITHER
+def test_a_reduction_is_put_back(base, shared_suite, preset):
+    method, state = merged(base, open_suite(shared_suite), "mingle", preset, steps=1, rank=4)
     model = method.model(state)
     with gate_reduction(model, "batch"):
         assert {layer.gate.reduction for _, layer in mixtures(model)} == {"batch"}
     assert {layer.gate.reduction for _, layer in mixtures(model)} == {"sample"}
 
 
-def test_parameters_are_the_base_the_experts_and_the_gates(base, shared_suite):
-    method, state = merged(base, open_suite(shared_suite), "mingle", steps=1, rank=4)
+@pytest.mark.parametrize(
+    ("preset", "gates"),
+    [
+        # A router reads three kinds of 32 numbers after the first block, and 1.
+        ("default", 3 * 32 + 1),
+        # Two blocks: q, k, v, out and fc1 read 32 numbers, fc2 reads 48; one bias each.
+        ("learned", 2 * (5 * 33 + 49)),
+    ],
+)
+def test_parameters_are_the_base_the_experts_and_the_gates(base, shared_suite, preset, gates):
+    method, state = merged(base, open_suite(shared_suite), "mingle", preset, steps=1, rank=4)
     own = sum(tensor.numel() for tensor in base.tensors.values())
     experts = sum(t.numel() for step in state.steps for t in step.tensors["experts"].values())
-    # Two blocks: q, k, v, out and fc1 read 32 numbers, fc2 reads 48; one bias each.
-    gates = 2 * (5 * 33 + 49)
     assert parameters(method.model(state)) == {
         "parameters": own + experts + 3 * gates,
         "gate_parameters": gates,
     }
+
+
+def test_parameters_of_other_routers(base, shared_suite):
+    own = sum(tensor.numel() for tensor in base.tensors.values())
     method, state = merged(base, open_suite(shared_suite), "nearest_subspace", rank=4)
+    experts = sum(t.numel() for step in state.steps for t in step.tensors["experts"].values())
     assert parameters(method.model(state)) == {"parameters": own + experts, "gate_parameters": 0}
     method, state = merged(base, open_suite(shared_suite), "lora_wemoe", steps=1, rank=4)
     routers = sum(t.numel() for n, t in method.model(state).named_parameters() if ".router." in n)

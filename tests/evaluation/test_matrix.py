@@ -10,12 +10,14 @@ from mingle.evaluation import accuracy, accuracy_matrix, gate_activations, mixed
 from mingle.evaluation import matrix as matrix_module
 from mingle.evaluation.matrix import held_out_accuracy, predictions
 from mingle.layers import mixtures
+from mingle.layers.router import SharedGate
 from mingle.methods import METHODS
 from mingle.suites import RawSamples, open_suite
 
 from ..suites.conftest import TASKS
 
 METHOD_NAMES = METHODS.names()
+EITHER = pytest.mark.parametrize("preset", ["default", "learned"])
 
 
 @torch.no_grad()
@@ -33,9 +35,9 @@ def share(model, head, test):
     return sum(right) / len(right)
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
-def test_matrix_holds_every_step_on_every_task_so_far(merged, tests, name):
-    method, state = merged(name)
+@pytest.mark.parametrize(("name", "preset"), [*((n, "default") for n in METHOD_NAMES), ("mingle", "learned")])
+def test_matrix_holds_every_step_on_every_task_so_far(merged, tests, name, preset):
+    method, state = merged(name, preset)
     expected = []
     for t in range(1, 4):
         current = state.prefix(t)
@@ -203,8 +205,9 @@ def heads_of(state):
     return {step.task: step.head for step in state.steps}
 
 
-def test_gate_activations_are_mean_gates_by_task(merged, tests, monkeypatch):
-    method, state = merged("mingle", lr=1e-2, steps=5)
+@EITHER
+def test_gate_activations_are_mean_gates_by_task(merged, tests, monkeypatch, preset):
+    method, state = merged("mingle", preset, lr=1e-2, steps=5)
     model = method.model(state)
     found = gate_activations(state.base.backbone, model, heads_of(state), tests)
     layers = dict(mixtures(model))
@@ -215,11 +218,8 @@ def test_gate_activations_are_mean_gates_by_task(merged, tests, monkeypatch):
     for j, test in enumerate(tests.values()):
         with torch.no_grad():
             model(test.batch["pixel_values"])
-        for i, (name, layer) in enumerate(layers.items()):
-            w, c = layer.gate.weight.double(), layer.gate.bias.double()
-            # Gate of every token, mean over tokens, mean over samples.
-            expected = (inputs[name] @ w.mT + c).mean((0, 1))
-            assert found.mean[i][j] == pytest.approx(expected.tolist(), abs=1e-6)
+        for i, gates in enumerate(gates_of(layers, inputs)):
+            assert found.mean[i][j] == pytest.approx(gates.mean(0).tolist(), abs=1e-6)
         assert found.strongest[j] == pytest.approx(naive_confusion(layers, inputs).tolist())
         assert found.routed[j] == pytest.approx(naive_routed(method, state, test, layers, inputs))
     assert found.router_accuracy == pytest.approx(sum(found.strongest[i][i] for i in range(3)) / 3)
@@ -235,10 +235,12 @@ def test_gate_activations_are_mean_gates_by_task(merged, tests, monkeypatch):
 
 
 def gates_of(layers, inputs):
-    """(layers, N, T): a gate is that of the mean token."""
+    """(layers, N, T): those of every token, in the mean over tokens; of a router, what it just said."""
     return torch.stack(
         [
-            (inputs[name] @ layer.gate.weight.double().mT + layer.gate.bias.double()).mean(1)
+            layer.gate.values.double()
+            if isinstance(layer.gate, SharedGate)
+            else (inputs[name] @ layer.gate.weight.double().mT + layer.gate.bias.double()).mean(1)
             for name, layer in layers.items()
         ]
     )
@@ -258,11 +260,19 @@ def naive_routed(method, state, test, layers, inputs):
     return hits / len(test.labels)
 
 
-def test_watching_gates_leaves_no_hooks(merged, tests):
-    method, state = merged("mingle")
+@EITHER
+def test_watching_gates_leaves_no_hooks(merged, tests, preset):
+    method, state = merged("mingle", preset)
     model = method.model(state)
+
+    def hooks():
+        return [(*module._forward_hooks, *module._forward_pre_hooks) for module in model.modules()]
+
+    # A router is called by a hook of its own.
+    before = hooks()
+    assert sum(map(len, before)) == {"default": 1, "learned": 0}[preset]
     gate_activations(state.base.backbone, model, heads_of(state), tests)
-    assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) == 0
+    assert hooks() == before
 
 
 @pytest.mark.parametrize("vectors", ["dropped", "gated"])

@@ -112,15 +112,21 @@ def test_only_seeds_that_were_drawn_are_left_out(tmp_path, overlapping, zoo, bas
     assert found.seed_samples["excluded_from_score"] == len(drawn) < 5
 
 
-def test_results_are_plain_values_with_everything_needed(tmp_path, overlapping, zoo, base):
-    run = start(tmp_path / "run", overlapping, zoo)
+@pytest.mark.parametrize(
+    ("preset", "label", "losses"),
+    [("default", "mingle", None), ("learned", "mingle (learned)", [3, 3, 3])],
+)
+def test_results_are_plain_values_with_everything_needed(
+    tmp_path, overlapping, zoo, base, preset, label, losses
+):
+    run = start(tmp_path / "run", overlapping, zoo, preset=preset)
     found, _, _ = score(run, overlapping, base)
     plain = found.as_dict()
     assert json.loads(json.dumps(plain, allow_nan=False))["matrix"] == found.matrix
-    assert (found.label, found.method, found.preset, found.one_model) == ("mingle", "mingle", "default", True)
+    assert (found.label, found.method, found.preset, found.one_model) == (label, "mingle", preset, True)
     assert found.tasks == TASKS
     assert found.settings == run.method.settings(base)
-    assert [len(losses) for losses in found.losses] == [3, 3, 3]
+    assert (found.losses and [len(step) for step in found.losses]) == losses
     assert [energy["task"] for energy in found.energy] == list(TASKS)
     for energy in found.energy:
         assert sum(energy[p] for p in ("kept", "projection", "rank", "not_merged")) == pytest.approx(1)
@@ -129,6 +135,8 @@ def test_results_are_plain_values_with_everything_needed(tmp_path, overlapping, 
     assert found.step_seconds == [run.info(task)["seconds"] for task in TASKS]
     assert found.samples_per_task == 19
     assert found.cost["images_per_second"] > 0
+    timing = [step.report["timing"]["adaptation"] for step in run.state.steps]
+    assert found.cost["adaptation_seconds"] == sum(timing) > 0
 
 
 @pytest.mark.parametrize("method", ["individual", "average", "pretrained"])

@@ -88,7 +88,7 @@ def test_a_hub_id_is_fetched_with_all_that_is_hashed(made, monkeypatch):
     [
         ("base/config.json", RunDamagedError),
         ("base/model.safetensors", RunDamagedError),
-        ("steps/0002-task2/gates.safetensors", RunDamagedError),
+        ("steps/0002-task2/router.safetensors", RunDamagedError),
     ],
 )
 def test_an_altered_file_is_found_on_opening(moved, name, error):

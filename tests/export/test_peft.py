@@ -8,16 +8,18 @@ from peft import PeftModel
 
 from mingle.errors import ExportError
 from mingle.export import export_run
-from mingle.layers import mixtures
+from mingle.layers import ClosedFormGate, Decision
 from tests.export.conftest import TASKS, merge
 
 
 def with_gates(run, chosen):
     """The merged model with the gate of one task at 1 and all others at 0."""
     model = run.model()
-    for _, layer in mixtures(model):
-        layer.gate.weight.zero_()
-        layer.gate.bias.copy_(torch.arange(len(run.tasks)) == chosen)
+    for module in model.modules():
+        if isinstance(module, ClosedFormGate):
+            module.decision = Decision("raw")
+            module.weight.zero_()
+            module.weight[:, -1] = torch.arange(len(run.tasks)) == chosen
     return model
 
 

@@ -57,11 +57,12 @@ def test_surgery_registers_nothing_twice_and_comes_off():
     assert isinstance(model[0], torch.nn.LayerNorm)
 
 
-def test_a_run_with_gated_vectors_keeps_more_energy_and_changes_the_output(base, zoo, images):
+@pytest.mark.parametrize("preset", ["default", "learned"])
+def test_a_run_with_gated_vectors_keeps_more_energy_and_changes_the_output(base, zoo, images, preset):
     backbone, kept, outputs = base.backbone, {}, {}
     pixels = backbone.prepare(images, base.checkpoint)
     for vectors in ("dropped", "gated"):
-        method = METHODS.get("mingle").with_preset(changes={"vectors": vectors, "steps": 3, "rank": 4})
+        method = METHODS.get("mingle").with_preset(preset, {"vectors": vectors, "steps": 3, "rank": 4})
         checkpoint = backbone.open(zoo / "task1")
         arrival = Arrival("task1", checkpoint, backbone.head(checkpoint), SeedPool(pixels))
         state = method.update(method.init(base), arrival)

@@ -13,15 +13,19 @@ from mingle.state import MergeRun
 from ..backbones.families import FAMILIES
 
 
-@pytest.fixture(scope="module")
-def run(zoo, tmp_path_factory):
+@pytest.fixture(scope="module", params=["default", "learned"])
+def run(request, zoo, tmp_path_factory):
     images = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(5))
-    run = MergeRun.create(
-        tmp_path_factory.mktemp("placed") / "run", zoo / "base", options={"steps": 5, "lr": 0.01}
-    )
-    for task in ("task1", "task2"):
-        run.add(zoo / task, name=task, seeds=images.to(torch.uint8))
+    folder, options = tmp_path_factory.mktemp("placed") / "run", {"steps": 5, "lr": 0.01}
+    run = MergeRun.create(folder, zoo / "base", preset=request.param, options=options)
+    for number, task in enumerate(("task1", "task2")):
+        run.add(zoo / task, name=task, seeds=images[20 * number :][:20].to(torch.uint8))
     return run
+
+
+def deciding(model):
+    """The gates with weights of their own."""
+    return [module for module in model.modules() if isinstance(module, Gate) and hasattr(module, "weight")]
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def test_half_precision_is_close_and_gates_stay_wide(run, batch, dtype):
     assert 0 < (found - expected).norm() / expected.norm() < 0.02
     for _, layer in mixtures(model):
         assert layer.A.dtype == layer.B.dtype == layer.linear.weight.dtype == dtype
-        assert layer.gate.weight.dtype == torch.float32
+    assert {gate.weight.dtype for gate in deciding(model)} == {torch.float32}
     names = {name for name, p in model.named_parameters() if p.dtype != dtype}
     assert not names, "only gates stay in float32, and theirs are buffers"
 
@@ -63,6 +67,7 @@ def test_every_tensor_of_every_kind_of_model_is_the_wide_one_rounded(zoo, tmp_pa
         assert torch.equal(tensor, exact[name].to(tensor.dtype)), name
 
 
+@pytest.mark.parametrize("run", ["learned"], indirect=True)
 def test_gates_of_half_inputs_are_those_of_the_exact_mean(run, batch):
     model = run.model(placement=Placement(dtype=torch.bfloat16))
     seen = {}

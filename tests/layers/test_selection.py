@@ -118,7 +118,7 @@ class Counting(Selection):
 
 def sharing(values):
     """Three layers under one gate, and their selection."""
-    layers, gate, selection = [pair(seed=100 * i)[0] for i in range(3)], SharedGate(0), Counting(1)
+    layers, gate, selection = [pair(seed=100 * i)[0] for i in range(3)], SharedGate(), Counting(1)
     gate.values = values
     for layer in layers:
         layer.gate, layer.selection = gate, selection

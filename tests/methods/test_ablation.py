@@ -35,7 +35,7 @@ def test_trained_old_gates_change_and_the_newest_step_holds_all_of_them(merge):
         assert (after[:2] - before).abs().amax(1).min() > 1e-4, name
 
 
-@pytest.mark.parametrize("preset", ["ablation_frozen", "ablation_hard", "default"])
+@pytest.mark.parametrize("preset", ["ablation_frozen", "ablation_hard", "learned"])
 def test_frozen_old_gates_stay_bit_for_bit(merge, preset):
     method = build(preset)
     state = merge(method)
@@ -58,9 +58,9 @@ def inside(state):
 
 
 def test_only_the_hard_null_space_keeps_every_protected_product(merge):
-    found = {p: inside(merge(build(p))) for p in ("ablation_hard", "default", "ablation_frozen")}
+    found = {p: inside(merge(build(p))) for p in ("ablation_hard", "learned", "ablation_frozen")}
     assert found["ablation_hard"].max() < 1e-6
-    assert 1e-6 < found["default"].mean() < found["ablation_frozen"].mean()
+    assert 1e-6 < found["learned"].mean() < found["ablation_frozen"].mean()
 
 
 def test_all_gates_train_as_plain_adam_does(base, merge, arrive, pool):

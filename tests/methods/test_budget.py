@@ -27,8 +27,11 @@ ONE_RANK = 2 * (4 * (32 + 32) + 2 * (32 + 48)) * 4
 """Bytes of one rank in each of them."""
 
 
-def build(method="mingle", **changes):
-    return METHODS.get(method).with_preset("default", {"steps": 3, "rank": 4, "lr": 1e-2} | changes)
+EITHER = pytest.mark.parametrize("preset", ["default", "learned"])
+
+
+def build(method="mingle", preset="default", **changes):
+    return METHODS.get(method).with_preset(preset, {"steps": 3, "rank": 4, "lr": 1e-2} | changes)
 
 
 def outputs(base, method, state, pool):
@@ -89,10 +92,12 @@ def test_fewer_ranks_of_an_expert_are_its_svd_truncated_again(seed, rank):
     torch.testing.assert_close(dense(served_expert([step], 0, "x")), U * S @ V.mT, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["mingle", "mingle_seq"])
+@pytest.mark.parametrize(
+    ("method", "preset"), [("mingle", "default"), ("mingle", "learned"), ("mingle_seq", "default")]
+)
 @pytest.mark.parametrize("budget", [1, 2, 6, f"{2.5 * ONE_RANK / 1e6:.6f}MB"])
-def test_all_experts_together_stay_within_the_budget(base, merge, pool, method, budget):
-    chosen = build(method, budget=budget)
+def test_all_experts_together_stay_within_the_budget(base, merge, pool, method, preset, budget):
+    chosen = build(method, preset, budget=budget)
     state = merge(chosen)
     for t in (1, 2, 3):
         layers = dict(mixtures(chosen.model(state.prefix(t))))
@@ -113,8 +118,9 @@ def test_all_experts_together_stay_within_the_budget(base, merge, pool, method, 
     assert torch.isfinite(outputs(base, chosen, state, pool)).all()
 
 
-def test_a_budget_with_room_for_everything_changes_no_bit(base, merge, pool):
-    free, bound = build(), build(budget=12)
+@EITHER
+def test_a_budget_with_room_for_everything_changes_no_bit(base, merge, pool, preset):
+    free, bound = build(preset=preset), build(preset=preset, budget=12)
     expected, found = merge(free), merge(bound)
     for one, two in zip(expected.steps, found.steps, strict=True):
         for stem, tensors in one.tensors.items():
@@ -122,21 +128,24 @@ def test_a_budget_with_room_for_everything_changes_no_bit(base, merge, pool):
             assert all(torch.equal(tensor, two.tensors[stem][name]) for name, tensor in tensors.items())
         assert set(two.report["budget"]["lost"].values()) == {0.0}
     assert torch.equal(outputs(base, free, expected, pool), outputs(base, bound, found, pool))
-    less = build(budget=11)
+    less = build(preset=preset, budget=11)
     assert not torch.equal(outputs(base, free, expected, pool), outputs(base, less, merge(less), pool))
 
 
-def test_an_expert_that_is_cut_is_one_of_that_rank(merge):
-    """Gates too: they are adapted on what is left, not on what was there before."""
-    cut, plain = merge(build(budget=2), TASKS[:1]), merge(build(rank=2), TASKS[:1])
-    for stem in ("experts", "gates"):
+@pytest.mark.parametrize(
+    ("gates", "changes"), [("gates", {"preset": "learned"}), ("router", {"router_reads": "block"})]
+)
+def test_an_expert_that_is_cut_is_one_of_that_rank(merge, gates, changes):
+    """Gates too: they are adapted to, or read, what is left, not what was there before."""
+    cut, plain = (merge(build(**changes, **more), TASKS[:1]) for more in ({"budget": 2}, {"rank": 2}))
+    for stem in ("experts", gates):
         for name, tensor in plain.steps[0].tensors[stem].items():
             torch.testing.assert_close(cut.steps[0].tensors[stem][name], tensor, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("stored", ["exact", "bfloat16"])
-@pytest.mark.parametrize("method", ["mingle", "mingle_seq"])
-def test_what_is_measured_while_adapting_is_what_is_served(merge, monkeypatch, method, stored):
+@pytest.mark.parametrize(("method", "preset"), [("mingle", "learned"), ("mingle_seq", "default")])
+def test_what_is_measured_while_adapting_is_what_is_served(merge, monkeypatch, method, preset, stored):
     seen, measure = [], gates_module.new_directions
 
     def recorded(state, options, model, layers, batch, head):
@@ -145,7 +154,7 @@ def test_what_is_measured_while_adapting_is_what_is_served(merge, monkeypatch, m
 
     monkeypatch.setattr(gates_module, "new_directions", recorded)
     monkeypatch.setattr(seq_module, "new_directions", recorded)
-    chosen = build(method, budget=5, stored=stored)
+    chosen = build(method, preset, budget=5, stored=stored)
     state = merge(chosen)
     for t in (1, 2, 3):
         for name, layer in mixtures(chosen.model(state.prefix(t))):
@@ -207,8 +216,10 @@ def test_what_was_given_up_is_reported(merge):
 # --- what stays as it is
 
 
-def test_undo_and_history_give_back_the_bits(zoo, images, tmp_path):
-    run = MergeRun.create(tmp_path / "run", zoo / "base", options={"steps": 2, "rank": 4, "budget": 5})
+@EITHER
+def test_undo_and_history_give_back_the_bits(zoo, images, tmp_path, preset):
+    options = {"steps": 2, "rank": 4, "budget": 5}
+    run = MergeRun.create(tmp_path / "run", zoo / "base", preset=preset, options=options)
     run.add(zoo / "task1", seeds=images)
     run.add(zoo / "task2", seeds=images)
     files = {p: p.read_bytes() for p in (tmp_path / "run" / "steps").rglob("*") if p.is_file()}
@@ -226,11 +237,12 @@ def test_undo_and_history_give_back_the_bits(zoo, images, tmp_path):
         assert all(torch.equal(other[n], tensor) for n, tensor in before.items())
 
 
-def test_stopped_and_resumed_it_is_the_same(merge, arrive, base, zoo, images, tmp_path):
+@EITHER
+def test_stopped_and_resumed_it_is_the_same(merge, arrive, base, zoo, images, tmp_path, preset):
     options = {"steps": 2, "rank": 4, "budget": 7, "stored": "float16"}
     options |= {"projection": "none", "merge_cosine": 0.7}
-    MergeRun.create(tmp_path / "run", zoo / "base", options=options, seed=3)
-    method = METHODS.get("mingle").with_preset("default", options)
+    MergeRun.create(tmp_path / "run", zoo / "base", preset=preset, options=options, seed=3)
+    method = METHODS.get("mingle").with_preset(preset, options)
     state = method.init(base)
     for number, task in enumerate(("task1", "task2", "task1")):
         MergeRun.open(tmp_path / "run").add(zoo / task, name=f"{number}", seeds=images)
@@ -292,6 +304,7 @@ def test_experts_with_a_bias_of_their_own_stay_apart():
 @pytest.mark.parametrize("reduction", ["sample", "batch"])
 def test_the_same_checkpoint_again_takes_no_room_and_changes_nothing(base, merge, pool, old_gates, reduction):
     changes = {"projection": "none", "old_gates": old_gates, "gate_reduction": reduction, "steps": 6}
+    changes |= {"preset": "learned"}
     free, bound = build(**changes), build(**changes, budget=4)
     arrivals = ("task1", "task1")
     expected, found = merge(free, arrivals), merge(bound, arrivals)
@@ -310,9 +323,32 @@ def test_the_same_checkpoint_again_takes_no_room_and_changes_nothing(base, merge
         assert (base.backbone.features(model, pool.batch) - one).abs().max() > 1e-2
 
 
-def test_what_was_merged_stays_merged(base, merge, pool):
+@pytest.mark.parametrize(
+    "changes", [{}, {"router_form": "raw"}, {"router_reads": "block"}, {"router_reads": "layer"}], ids=str
+)
+@pytest.mark.parametrize("reduction", ["sample", "batch"])
+def test_so_it_is_with_gates_in_closed_form(base, merge, pool, reduction, changes):
+    """Two rows for one task share what one of them would have, and both act through one expert."""
+    changes = {"gate_reduction": reduction, **changes}
+    free, bound = build(**changes), build(**changes, budget=8)
+    arrivals = ("task2", "task1", "task1")
+    expected, found = merge(free, arrivals), merge(bound, arrivals)
+    model = bound.model(found)
+    assert {len(layer.A) for _, layer in mixtures(model)} == {8}
+    assert [ranks.tolist() for ranks in ranks_of(found).values()] == [[4, 4, 0]] * LINEARS
+    one, two = outputs(base, free, expected, pool), outputs(base, bound, found, pool)
+    torch.testing.assert_close(two, one, atol=1e-3, rtol=0)
+    # The third gate counts: without it the output is another one.
+    for _, layer in mixtures(model):
+        layer.share(torch.diag(torch.tensor([1.0, 1.0, 0.0])))
+    with torch.no_grad():
+        assert (base.backbone.features(model, pool.batch) - one).abs().max() > 1e-2
+
+
+@EITHER
+def test_what_was_merged_stays_merged(base, merge, pool, preset):
     """Of a task that came twice, the second gate acts through the first expert for good."""
-    method = build(budget=6, projection="none")
+    method = build(preset=preset, budget=6, projection="none")
     state = merge(method, ("task1", "task1", "task2", "task3"))
     assert state.steps[-1].tensors["sharing"].keys() == ranks_of(state).keys()
     for name, ranks in ranks_of(state).items():

@@ -13,15 +13,21 @@ from mingle.methods._mingle_options import MingleReplay
 from mingle.subspace import PROJECTIONS
 
 from .. import naive
+from ..conftest import tensors_of
 
 TASKS = ("task1", "task2", "task3")
 BLOCKS = [f"vision_model.encoder.layers.{i}" for i in range(2)]
 LIGHT = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1")
 FULL = (*LIGHT, "self_attn.out_proj", "mlp.fc2")
+EITHER = pytest.mark.parametrize("preset", ["default", "learned"])
 
 
 def build(preset="default", **changes):
     return METHODS.get("mingle").with_preset(preset, {"steps": 3, "rank": 4} | changes)
+
+
+def learned(**changes):
+    return build("learned", **changes)
 
 
 def gates_of(state, step=-1):
@@ -30,6 +36,11 @@ def gates_of(state, step=-1):
 
 def experts_of(state, step=-1):
     return state.steps[step].tensors["experts"]
+
+
+def what_gates_are(state):
+    """All that a run keeps but its experts: what seeds decide."""
+    return {key: tensor for key, tensor in tensors_of(state).items() if key[1] != "experts"}
 
 
 def same(one, two):
@@ -42,12 +53,16 @@ def same(one, two):
 @pytest.mark.parametrize(
     ("sites", "kinds"), [("full", FULL), ("light", LIGHT), ("light+out", (*LIGHT, "self_attn.out_proj"))]
 )
-def test_sites_are_exactly_the_named_layers(merge, sites, kinds):
-    method = build(sites=sites)
+@EITHER
+def test_sites_are_exactly_the_named_layers(merge, preset, sites, kinds):
+    method = build(preset, sites=sites)
     state = merge(method, TASKS[:1])
     expected = {f"{block}.{kind}" for block in BLOCKS for kind in kinds}
     assert dict(mixtures(method.model(state))).keys() == expected
     assert {name.removesuffix(".A") for name in experts_of(state) if name.endswith(".A")} == expected
+    if preset == "default":
+        assert state.steps[0].tensors.keys() == {"experts", "router"}
+        return
     # One protected subspace per tensor that is read: q, k and v share theirs.
     groups = {
         f"{block}.{kind}" for block in BLOCKS for kind in kinds if kind[-6:] not in ("k_proj", "v_proj")
@@ -181,7 +196,7 @@ def test_static_gates_are_0_3_for_every_input(merge, pool):
 
 
 def test_gates_of_a_finished_run_are_those_of_its_steps(merge):
-    method = build(steps=10, lr=1e-2)
+    method = learned(steps=10, lr=1e-2)
     state = merge(method)
     for name, layer in mixtures(method.model(state)):
         rows = torch.stack([gates_of(state, t)[f"{name}.weight"] for t in range(3)])
@@ -199,7 +214,7 @@ def test_gates_of_a_finished_run_are_those_of_its_steps(merge):
 def test_adaptation_brings_the_student_nearer_to_the_teacher(base, merge, arrive, pool):
     from mingle.adaptation import kl_divergence
 
-    method = build(steps=40, lr=3e-3, rank=16, seeds_per_class=10)
+    method = learned(steps=40, lr=3e-3, rank=16, seeds_per_class=10)
     state = merge(method, TASKS[:1])
     arrival = arrive("task1")
 
@@ -219,7 +234,7 @@ def test_adaptation_brings_the_student_nearer_to_the_teacher(base, merge, arrive
 
 @pytest.mark.parametrize("bias", ["free", "augmented"])
 def test_hard_protection_keeps_new_gates_out_of_earlier_subspaces(merge, bias):
-    state = merge(build(null_space="hard", acts_on="update", gate_bias=bias, steps=20, lr=1e-2))
+    state = merge(learned(null_space="hard", acts_on="update", gate_bias=bias, steps=20, lr=1e-2))
     bases = {}
     for step in state.steps:
         for group, new in step.tensors["subspace"].items():
@@ -240,7 +255,7 @@ def test_hard_protection_keeps_new_gates_out_of_earlier_subspaces(merge, bias):
 
 def test_protection_matters(merge):
     """The same run without it does enter the protected span."""
-    state = merge(build(null_space="off", steps=20, lr=1e-2), TASKS[:2])
+    state = merge(learned(null_space="off", steps=20, lr=1e-2), TASKS[:2])
     inside = [
         (torch.cat([gates_of(state)[f"{g}.weight"], gates_of(state)[f"{g}.bias"][None]]) @ U).abs().max()
         for g, U in state.steps[0].tensors["subspace"].items()
@@ -250,19 +265,19 @@ def test_protection_matters(merge):
 
 def test_protection_that_is_off_is_as_if_nothing_were_protected(merge):
     settings = {"steps": 5, "lr": 1e-2}
-    off = merge(build(null_space="off", **settings), TASKS[:2])
-    nothing = merge(build(directions=0, **settings), TASKS[:2])
-    relaxed = merge(build(**settings), TASKS[:2])
-    hard = merge(build(null_space="hard", **settings), TASKS[:2])
+    off = merge(learned(null_space="off", **settings), TASKS[:2])
+    nothing = merge(learned(directions=0, **settings), TASKS[:2])
+    relaxed = merge(learned(**settings), TASKS[:2])
+    hard = merge(learned(null_space="hard", **settings), TASKS[:2])
     assert same(gates_of(off), gates_of(nothing))
     assert not same(gates_of(off), gates_of(relaxed))
     assert not same(gates_of(hard), gates_of(relaxed))
     # γ = 0 is the hard projector, by whichever name.
-    assert same(gates_of(hard), gates_of(merge(build(gamma=0.0, **settings), TASKS[:2])))
+    assert same(gates_of(hard), gates_of(merge(learned(gamma=0.0, **settings), TASKS[:2])))
 
 
 def test_subspace_holds_the_leading_directions_of_the_layers_inputs(base, merge, pool, arrive):
-    method = build(seeds_per_class=10)
+    method = learned(seeds_per_class=10)
     state = merge(method, TASKS[:2])
     model = method.model(state)
     seen = {}
@@ -284,13 +299,15 @@ def test_subspace_holds_the_leading_directions_of_the_layers_inputs(base, merge,
 
 
 @pytest.mark.parametrize(("per_class", "expected"), [(1, 4), (5, 20), (99, 40)])
-def test_number_of_seeds(merge, per_class, expected):
-    seeds = merge(build(seeds_per_class=per_class), TASKS[:1]).steps[0].report["seeds"]
+@EITHER
+def test_number_of_seeds(merge, preset, per_class, expected):
+    seeds = merge(build(preset, seeds_per_class=per_class), TASKS[:1]).steps[0].report["seeds"]
     assert (seeds["used"], seeds["pool"], len(set(seeds["ids"]))) == (expected, 40, expected)
 
 
-def test_labelled_seeds_are_balanced(merge):
-    ids = merge(build(seeds="label"), TASKS[:1]).steps[0].report["seeds"]["ids"]
+@EITHER
+def test_labelled_seeds_are_balanced(merge, preset):
+    ids = merge(build(preset, seeds="label"), TASKS[:1]).steps[0].report["seeds"]["ids"]
     assert sorted(int(i[2:]) % 4 for i in ids) == sorted([0, 1, 2, 3] * 5)
 
 
@@ -300,28 +317,33 @@ def test_teacher_seeds_are_balanced_by_what_the_teacher_says(base, merge, arrive
         features = base.backbone.features(base.backbone.build(arrival.checkpoint), pool.batch)
     said = base.backbone.classify(features, arrival.head).argmax(-1).tolist()
     unlabelled = dataclasses.replace(pool, labels=None)
-    ids = merge(build(seeds="teacher", seeds_per_class=2), TASKS[:1], seeds=unlabelled).steps[0]
+    ids = merge(learned(seeds="teacher", seeds_per_class=2), TASKS[:1], seeds=unlabelled).steps[0]
     chosen = [said[int(i[2:])] for i in ids.report["seeds"]["ids"]]
     for label in set(said):
         fair = min(said.count(label), max(chosen.count(other) for other in set(said)) - 1)
         assert chosen.count(label) >= fair
 
 
-def test_labelled_seeds_need_labels(merge, pool):
+@EITHER
+def test_labelled_seeds_need_labels(merge, pool, preset):
     with pytest.raises(SeedsError, match="'label' needs labels"):
-        merge(build(seeds="label"), TASKS[:1], seeds=dataclasses.replace(pool, labels=None))
+        merge(build(preset, seeds="label"), TASKS[:1], seeds=dataclasses.replace(pool, labels=None))
 
 
-def test_labels_are_never_used_unless_asked_for(merge, pool):
+@EITHER
+def test_labels_are_never_used_unless_asked_for(merge, pool, preset):
     shuffled = dataclasses.replace(pool, labels=pool.labels.flip(0))
-    method = build()
+    method = build(preset)
     one, two = merge(method, TASKS[:2]), merge(method, TASKS[:2], seeds=shuffled)
-    assert same(gates_of(one), gates_of(two))
+    assert what_gates_are(one)
+    assert same(what_gates_are(one), what_gates_are(two))
 
 
-def test_another_seed_draws_other_samples(merge):
-    one, two = (merge(build(), TASKS[:1], seed=seed).steps[0].report["seeds"]["ids"] for seed in (1, 2))
-    assert one != two
+@EITHER
+def test_another_seed_draws_other_samples(merge, preset):
+    one, two = (merge(build(preset), TASKS[:1], seed=seed) for seed in (1, 2))
+    assert one.steps[0].report["seeds"]["ids"] != two.steps[0].report["seeds"]["ids"]
+    assert not same(what_gates_are(one), what_gates_are(two))
 
 
 # --- replay
@@ -344,7 +366,7 @@ def a_replay(state_width=32, **changes):
 
 def test_replay_reproduces_exactly_whatever_the_seed(merge):
     replay = a_replay()
-    one, two = (merge(build(), seed=seed, replay=replay) for seed in (1, 2))
+    one, two = (merge(learned(), seed=seed, replay=replay) for seed in (1, 2))
     for t in range(3):
         assert same(gates_of(one, t), gates_of(two, t))
         assert one.steps[t].report["losses"] == two.steps[t].report["losses"]
@@ -352,12 +374,26 @@ def test_replay_reproduces_exactly_whatever_the_seed(merge):
     assert one.steps[0].report["seeds"]["ids"] == [f"id{i}" for i in replay.seeds.tolist()]
     assert len(one.steps[0].report["losses"]) == 6
     # Without a replay the seed does matter.
-    assert not same(gates_of(merge(build(), seed=1)), gates_of(merge(build(), seed=2)))
+    assert not same(gates_of(merge(learned(), seed=1)), gates_of(merge(learned(), seed=2)))
+
+
+def test_replayed_seeds_are_those_of_closed_form_gates(merge):
+    replay = MingleReplay(seeds=a_replay().seeds)
+    one, two = (merge(build(), seed=seed, replay=replay) for seed in (1, 2))
+    assert same(what_gates_are(one), what_gates_are(two))
+    assert one.steps[0].report["seeds"]["ids"] == [f"id{i}" for i in replay.seeds.tolist()]
+
+
+@pytest.mark.parametrize("part", ["gates", "batches"])
+def test_what_gates_in_closed_form_do_not_have_is_not_replayed(merge, part):
+    replay = MingleReplay(**{part: getattr(a_replay(), part)})
+    with pytest.raises(ConfigError, match=r"replay: .* seeds and effective_ranks alone, .*'adapted'"):
+        merge(build(), TASKS[:1], replay=replay)
 
 
 def test_replayed_gates_are_where_adaptation_starts(merge):
     replay = a_replay(batches=[])
-    gates = gates_of(merge(build(), TASKS[:1], replay=replay))
+    gates = gates_of(merge(learned(), TASKS[:1], replay=replay))
     for name, (weight, bias) in replay.gates.items():
         assert torch.equal(gates[f"{name}.weight"], weight)
         assert torch.equal(gates[f"{name}.bias"], bias)
@@ -365,9 +401,9 @@ def test_replayed_gates_are_where_adaptation_starts(merge):
 
 def test_replayed_effective_ranks_are_used(merge):
     everywhere = {f"{block}.{kind}": 0 for block in BLOCKS for kind in FULL}
-    method = build(gates="static")
+    method = build("static")
     free = merge(method, TASKS[:2], replay=MingleReplay(effective_ranks=everywhere))
-    unprojected = merge(build(gates="static", projection="none"), TASKS[:2])
+    unprojected = merge(build("static", projection="none"), TASKS[:2])
     assert same(experts_of(free), experts_of(unprojected))
     drawn = merge(method, TASKS[:2])
     assert not same(experts_of(free), experts_of(drawn))
@@ -407,13 +443,13 @@ COMMON = {
     "seeds_per_class": 5,
     "null_space": "relaxed",
     "sites": "full",
-    "gates": "adapted",
     "vectors": "dropped",
 }
 """Section 4 and 5 of the method page: the same in every preset of section 7."""
 
 TABLE = {
     "reference": {
+        "gates": "adapted",
         "gate_reduction": "batch",
         "gate_init": "normal",
         "projection": "block",
@@ -425,6 +461,7 @@ TABLE = {
         "loss": "soft_ce",
     },
     "paper": {
+        "gates": "adapted",
         "gate_reduction": "sample",
         "gate_init": "zeros",
         "projection": "block+diagonal",
@@ -435,14 +472,32 @@ TABLE = {
         "seed_pool": "scored",
         "loss": "kl",
     },
-    "default": {
+    "learned": {
+        "gates": "adapted",
         "gate_reduction": "sample",
         "gate_init": "zeros",
+        "projection": "block",
         "acts_on": "update",
         "gate_bias": "augmented",
         "basis": "rank_revealing",
+        "seeds": "random",
         "seed_pool": "held_out",
         "loss": "kl",
+    },
+    "default": {
+        "gates": "analytic",
+        "gate_reduction": "sample",
+        "projection": "none",
+        "seeds": "random",
+        "seed_pool": "held_out",
+        "router_reads": "trunk",
+        "router_depths": None,
+        "router_features": "mean+std+first",
+        "router_ridge": 1e-2,
+        "router_rank": None,
+        "router_form": "softmax",
+        "router_temperature": 0.05,
+        "refine": 0,
     },
 }
 
@@ -454,8 +509,6 @@ def test_presets_are_those_of_the_method_page(base, preset):
     for name, value in (COMMON | TABLE[preset]).items():
         assert settings[name] == value, name
     assert method.scored_seeds == (settings["seed_pool"] == "scored")
-    if preset == "default":
-        assert settings["seeds"] in ("random", "teacher")
     # A preset states all that makes it what it is: another default would not change it.
     assert preset == "default" or TABLE[preset].keys() <= METHODS.get("mingle").presets[preset].keys()
 
@@ -487,7 +540,7 @@ def test_double_precision_base_gives_a_double_precision_run(zoo, images):
     backbone = Clip()
     base = Base(backbone, backbone.open(zoo / "base"), torch.float64)
     pixels = {k: v.double() for k, v in backbone.prepare(images, base.checkpoint).items()}
-    for gates in ("adapted", "static"):
+    for gates in ("adapted", "analytic", "static"):
         method = build(gates=gates)
         checkpoint = backbone.open(zoo / "task1")
         arrival = Arrival("task1", checkpoint, backbone.head(checkpoint), SeedPool(pixels))
@@ -496,7 +549,7 @@ def test_double_precision_base_gives_a_double_precision_run(zoo, images):
 
 
 def test_bfloat16_trunk_trains_nearly_the_same_gates(merge):
-    exact, fast = (merge(build(trunk=trunk, steps=10), TASKS[:2]) for trunk in ("exact", "bfloat16"))
+    exact, fast = (merge(learned(trunk=trunk, steps=10), TASKS[:2]) for trunk in ("exact", "bfloat16"))
     assert same(experts_of(exact), experts_of(fast))
     for kind in ("gates", "subspace"):
         ours, theirs = (state.steps[-1].tensors[kind] for state in (exact, fast))

@@ -17,8 +17,8 @@ HALF = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 """Distance of 1 to the next number: rounding a factor costs half of it, rounding both all of it."""
 
 
-def build(method="mingle", **changes):
-    return METHODS.get(method).with_preset("default", {"steps": 3, "rank": 4, "lr": 1e-2} | changes)
+def build(method="mingle", preset="default", **changes):
+    return METHODS.get(method).with_preset(preset, {"steps": 3, "rank": 4, "lr": 1e-2} | changes)
 
 
 def factors(state, step=0):
@@ -41,15 +41,24 @@ def test_the_error_is_that_of_rounding_each_factor_once(merge, stored):
 
 
 @pytest.mark.parametrize("stored", HALF)
-@pytest.mark.parametrize("method", ["mingle", "mingle_seq", "oracle", "nearest_subspace"])
-def test_the_model_computes_in_the_precision_of_the_base_with_what_is_stored(merge, method, stored):
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [
+        ("mingle", "default"),
+        ("mingle", "learned"),
+        ("mingle_seq", "default"),
+        ("oracle", "default"),
+        ("nearest_subspace", "default"),
+    ],
+)
+def test_the_model_computes_in_the_precision_of_the_base_with_what_is_stored(merge, method, preset, stored):
     known = METHODS.get(method).options_type.model_fields
     quick = {k: v for k, v in {"steps": 2, "rank": 4}.items() if k in known}
-    chosen = METHODS.get(method).with_preset("default", quick | {"stored": stored})
+    chosen = METHODS.get(method).with_preset(preset, quick | {"stored": stored})
     state = merge(chosen, ("task1", "task2"))
     model = chosen.model(state, "task1" if chosen.needs_task else None)
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {torch.float32}
     for name, layer in mixtures(model):
-        assert layer.A.dtype == layer.B.dtype == layer.gate.weight.dtype == torch.float32
         kept = [factors(state, t)[name] for t in (0, 1)]
         assert torch.equal(layer.A, torch.cat([A.float() for _, A in kept]))
         assert torch.equal(layer.B, torch.cat([B.float() for B, _ in kept], dim=1))

@@ -15,27 +15,35 @@ import mingle
 from mingle.methods import METHODS
 from mingle.state import merge_run
 
-METHODS_ASKED = ("mingle", "nufilt", "ties", "adamerging")
+FILES = {
+    ("mingle", "default"): ("experts", "head", "router"),
+    ("mingle", "learned"): ("experts", "gates", "head", "subspace"),
+    ("nufilt", "default"): ("head", "weights"),
+    ("ties", "default"): ("head", "weights"),
+    ("adamerging", "default"): ("head", "weights"),
+}
+"""Of every step, by method and preset."""
+
 QUICK = {"steps": 3, "rank": 4}
 
 
-def merge(root, folder, method):
+def merge(root, folder, method, preset="default"):
     """Two tasks of the tiny zoo; the images are drawn here, so that nothing comes from outside."""
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (20, 3, 16, 16), generator=generator, dtype=torch.uint8)
     known = METHODS.get(method).options_type.model_fields
     options = {key: value for key, value in QUICK.items() if key in known}
-    run = mingle.MergeRun.create(folder, root / "base", method=method, options=options)
+    run = mingle.MergeRun.create(folder, root / "base", method=method, preset=preset, options=options)
     for task in ("task1", "task2"):
         run.add(root / task, seeds=images)
     return run
 
 
 def hashes(root, folder):
-    """sha256 of every tensor file of a run of every method."""
+    """sha256 of every tensor file of a run of every method and preset."""
     found = {}
-    for method in METHODS_ASKED:
-        run = merge(root, folder / method, method)
+    for method, preset in FILES:
+        run = merge(root, folder / method / preset, method, preset)
         for file in sorted(run.path.rglob("*.safetensors")):
             key = file.relative_to(folder).as_posix()
             found[key] = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -61,14 +69,19 @@ def test_another_process_gives_the_same_bits(zoo, tmp_path):
     )
     theirs = json.loads(done.stdout.splitlines()[-1])
     ours = hashes(zoo, tmp_path / "ours")
-    assert len(ours) == 2 * (4 + 2 + 2 + 2)
+    assert ours.keys() == {
+        f"{method}/{preset}/steps/{number:04}-task{number}/{stem}.safetensors"
+        for (method, preset), stems in FILES.items()
+        for number in (1, 2)
+        for stem in stems
+    }
     assert ours == theirs
-    assert len(set(ours.values())) > len(METHODS_ASKED)
+    assert len(set(ours.values())) > len(FILES)
 
 
-@pytest.fixture(scope="module")
-def run(zoo, tmp_path_factory):
-    return merge(zoo, tmp_path_factory.mktemp("run") / "run", "mingle")
+@pytest.fixture(scope="module", params=["default", "learned"])
+def run(request, zoo, tmp_path_factory):
+    return merge(zoo, tmp_path_factory.mktemp("run") / "run", "mingle", request.param)
 
 
 @pytest.mark.parametrize("size", [1, 3, 20])
@@ -97,11 +110,12 @@ def test_number_of_threads_changes_rounding_only(run, zoo, tmp_path):
     """Sums are split otherwise; what is drawn is the same."""
     try:
         torch.set_num_threads(2)
-        other = merge(zoo, tmp_path / "run", "mingle")
+        other = merge(zoo, tmp_path / "run", "mingle", run.header["preset"])
     finally:
         torch.set_num_threads(1)
     assert other.info("task2")["report"]["seeds"] == run.info("task2")["report"]["seeds"]
     for one, two in zip(run.state.steps, other.state.steps, strict=True):
-        gates, theirs = one.tensors["gates"], two.tensors["gates"]
+        stem = "gates" if "gates" in one.tensors else "router"
+        gates, theirs = one.tensors[stem], two.tensors[stem]
         for name in gates:
             torch.testing.assert_close(gates[name], theirs[name], atol=1e-5, rtol=1e-3)

@@ -14,7 +14,7 @@ from .conftest import FROZEN
 
 DATA_FREE = [name for name in METHODS.names() if not METHODS.get(name).with_preset().needs_seeds]
 CASES = [(name, "default") for name in DATA_FREE if name not in ("pretrained", "individual")]
-CASES += [("mingle", preset) for preset in ("default", "paper", "reference", "static")]
+CASES += [("mingle", preset) for preset in ("default", "learned", "paper", "reference", "static")]
 
 
 def low_rank(delta):
@@ -87,7 +87,7 @@ def test_the_same_task_twice(written, name, preset):
     assert not finite_or_refused(written, written.method(name, preset), ["plain1"] * 3)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "reference"])
+@pytest.mark.parametrize("preset", ["learned", "paper", "reference"])
 def test_more_protected_directions_than_the_layer_has_inputs(written, preset):
     """d_in = 16, and 8 directions for each of four tasks."""
     method = written.method("mingle", preset, directions=8)
@@ -100,22 +100,30 @@ def test_more_protected_directions_than_the_layer_has_inputs(written, preset):
         torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mingle", "opcm", "tsv_m", "iso_c", "wudi", "dop", "nufilt"])
+@pytest.mark.parametrize("name", ["opcm", "tsv_m", "iso_c", "wudi", "dop", "nufilt"])
 def test_a_frozen_layer_stays_the_bases(written, name):
     method = written.method(name)
     state = written.merge(method, ["a frozen layer1", "a frozen layer2"])
     task = state.tasks[-1] if method.needs_task else None
     model = method.model(state, task)
     merged = dict(model.named_parameters()) | dict(model.named_buffers())
-    if name != "mingle":
-        torch.testing.assert_close(merged[FROZEN], written.tensors[FROZEN], atol=1e-7, rtol=0)
-        return
-    layer = model.get_submodule(FROZEN.removesuffix(".weight"))
-    inputs = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(merged[FROZEN], written.tensors[FROZEN], atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("preset", ["default", "learned"])
+def test_a_frozen_layer_has_no_expert_to_speak_of(written, preset):
+    """In its own place in the model, where a router has computed its gates."""
+    method = written.method("mingle", preset)
+    model = method.model(written.merge(method, ["a frozen layer1", "a frozen layer2"]))
+    outputs = []
+    model.get_submodule(FROZEN.removesuffix(".weight")).register_forward_hook(
+        lambda layer, args, found: outputs.append(found)
+    )
     with torch.no_grad():
-        torch.testing.assert_close(
-            layer(inputs), written.base.tensors[FROZEN.replace("weight", "bias")].expand(2, 3, 20)
-        )
+        model(**written.batch)
+    [found] = outputs
+    bias = written.base.tensors[FROZEN.replace("weight", "bias")]
+    torch.testing.assert_close(found, bias.expand(8, 5, 20))
 
 
 def test_predictions_of_a_model_that_overflows_are_refused(written):

@@ -113,7 +113,7 @@ def evaluate_run(
         samples_per_task=max(len(test.labels) for test in scored.values()),
         step_seconds=[run.info(task)["seconds"] for task in run.tasks],
         bytes=run.size_bytes(),
-        cost=cost,
+        cost=cost | _adaptation_seconds(reports),
         seed_samples=_seed_samples(reports, tests, scored),
         energy=_energy(run.tasks, reports),
         losses=[list(report["losses"]) for report in reports]
@@ -173,6 +173,12 @@ def _seed_samples(
         "used": [s["used"] for s in seeds],
         "excluded_from_score": sum(len(tests[task].labels) - len(scored[task].labels) for task in scored),
     }
+
+
+def _adaptation_seconds(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    if not all("timing" in report for report in reports):
+        return {}
+    return {"adaptation_seconds": sum(report["timing"]["adaptation"] for report in reports)}
 
 
 def _energy(tasks: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]] | None:

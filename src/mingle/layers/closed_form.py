@@ -87,7 +87,11 @@ class ClosedFormGate(Gate):
 
     def of_samples(self, hidden: Sequence[Tensor], pool: PooledInput) -> Tensor:
         """One row for every sample, in how many rows ever it is cut."""
-        read = self.reading(hidden, pool)
+        gates: Tensor = self(self.reading(hidden, pool))
+        return gates
+
+    def forward(self, read: Tensor) -> Tensor:
+        """x̃ (N, d̃) -> gates (N, T)."""
         if not self.solved:
             return read.new_ones(len(read), 1)
         newest = [] if self.new_weight is None else [self.new_weight[None]]
@@ -104,7 +108,7 @@ class ClosedFormRouter(nn.Module):
 
     def __init__(self, solved: ClosedFormGate, pool: PooledInput) -> None:
         super().__init__()
-        self.solved, self.gate = solved, SharedGate(0)
+        self.solved, self.gate = solved, SharedGate()
         self.pool = pool
 
     def serve(self, reader: nn.Module) -> None:
@@ -122,9 +126,12 @@ class ClosedFormRouter(nn.Module):
 
     def _before(self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         del reader
-        if self.pool.held is not None and "router" in self.pool.held:
-            return  # A text that is continued keeps the gates of its beginning.
-        self.gate.values = self(*self.input_of(args, kwargs))
+        held = self.pool.held
+        if held is not None and "router" in held:
+            # A text that is continued keeps the gates of its beginning.
+            self.gate.values = self.solved(held["router"])
+        else:
+            self.gate.values = self(*self.input_of(args, kwargs))
 
 
 class TrunkRouter(ClosedFormRouter):

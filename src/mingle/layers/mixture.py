@@ -86,7 +86,9 @@ class MixtureLinear(nn.Module):
 
     def share(self, sharing: Tensor | None) -> None:
         """Lets experts stand for others: the gates are ``g M`` with M (T, T). None: each has its own."""
-        self.sharing = None if sharing is None else sharing.to(self.gate.weight)
+        # What gates decide in; a gate that somebody else computes has no tensors of its own to ask.
+        wide = torch.promote_types(self.A.dtype, torch.float32)
+        self.sharing = None if sharing is None else sharing.to(self.A.device, wide)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, d_in) -> (…, d_out)."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mingle.errors import ConfigError
+from mingle.layers.closed_form import ClosedFormRouter
 from mingle.layers.surgery import mixtures, select_experts
 
 HALF = (torch.bfloat16, torch.float16)
@@ -71,7 +72,7 @@ class Placement:
             parts = [name for name, _ in model.named_children()] if self.device_map == "disk" else [""]
             found = dict.fromkeys(parts, self.device_map)
         elif self.device_map is not None:
-            found = dict(self.device_map)
+            found = _with_routers(model, dict(self.device_map))
         if self.device_map == "auto":
             whole = list(getattr(model, "_no_split_modules", None) or ())
             limits: Any = None if self.max_memory is None else dict(self.max_memory)
@@ -93,6 +94,17 @@ class Placement:
             reason = " ".join(str(error).split())
             raise ConfigError(f"device_map: not possible for this model ({reason})") from error
         return placed
+
+
+def _with_routers(model: nn.Module, placed: dict[str, int | str]) -> dict[str, int | str]:
+    """A map by names of the base model, and where routers go that it does not know: beside the first part."""
+    first = next((device for device in placed.values() if device != "disk"), "cpu")
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        above = (".".join(parts[:end]) for end in range(len(parts) + 1))
+        if isinstance(module, ClosedFormRouter) and not any(prefix in placed for prefix in above):
+            placed[name] = first
+    return placed
 
 
 def kept_wide(model: nn.Module, dtype: torch.dtype) -> set[str]:

@@ -38,14 +38,33 @@ class TokenRouter(nn.Module):
         return linear(pooled, self.weight, self.bias)
 
 
+class _Given:
+    """Gates on their way to who uses them: no attribute of a module, which tracing must not assign."""
+
+    gates: Tensor | None = None
+
+
 class SharedGate(Gate):
     """Gates (N, T) that somebody else computed, the same for every Linear that holds this gate."""
 
-    values: Tensor | None = None
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._given = _Given()
+        # A part of many layers, which may be on many devices.
+        del self.weight, self.bias
+
+    @property
+    def values(self) -> Tensor | None:
+        """The gates of the current forward pass, before any reduction."""
+        return self._given.gates
+
+    @values.setter
+    def values(self, gates: Tensor | None) -> None:
+        self._given.gates = gates
 
     def of(self, x: Tensor, pool: PooledInput) -> Tensor:
         """The gates of the current forward pass, whatever the layer's own input is."""
-        return spread(self.forward(x), x, pool)
+        return spread(self.forward(x), x, pool).to(x.device)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """The gates of the current forward pass."""
@@ -56,7 +75,7 @@ class SharedGate(Gate):
 
     def __getstate__(self) -> dict[str, object]:
         # A copy of the model must not hold a graph.
-        return {**self.__dict__, "values": None}
+        return {**self.__dict__, "_given": _Given()}
 
 
 def spread(gates: Tensor, x: Tensor, pool: PooledInput) -> Tensor:
@@ -71,7 +90,7 @@ class RoutedMLP(nn.Module):
         """``layers``: the MixtureLinears of ``mlp``, first the one that reads the MLP's input."""
         super().__init__()
         self.mlp, self.router, self.pool = mlp, router, layers[0].pool
-        self.gate = SharedGate(0)
+        self.gate = SharedGate()
         for layer in layers:
             layer.gate = self.gate
 

@@ -27,9 +27,9 @@ from mingle.layers import (
     trunk_of,
 )
 from mingle.methods._mingle_experts import merged_groups, mount_experts, mount_norms
-from mingle.methods._mingle_options import MingleOptions, ResolvedOptions, RouterOptions
+from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions, RouterOptions
 from mingle.methods._seed_samples import seed_report
-from mingle.methods.base_experts import Tensors
+from mingle.methods.base_experts import Tensors, lone_expert
 from mingle.methods.base_method import Arrival, Base, State, require_pool
 
 
@@ -62,7 +62,7 @@ def solved_gates(
     tensors: dict[str, Tensor] = {}
     earlier = [step.tensors["router"] for step in state.steps]
     shares = []
-    for place, seen in _read(state.base, options, newest, batch).items():
+    for place, seen in _read(state, options, newest, batch).items():
         own = router_statistics(seen, options.router_rank)
         known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
         weight = solve_router([*known, own], options.router_ridge)
@@ -79,10 +79,15 @@ def solved_gates(
 
 
 def unlooked_seeds(
-    arrival: Arrival, options: ResolvedOptions, generator: torch.Generator
+    arrival: Arrival, options: ResolvedOptions, replay: MingleReplay, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Seeds that are drawn without a teacher, and the report on them. Raises SeedsError, CheckpointError."""
+    """Seeds that are given, or drawn without a teacher, and the report on them.
+
+    Raises SeedsError, CheckpointError.
+    """
     pool, wanted = require_pool(arrival), options.seeds_in_all
+    if replay.seeds is not None:
+        return replay.seeds, seed_report(pool, options.seeds, replay.seeds)
     if wanted is None:
         if arrival.head is None:
             raise CheckpointError(
@@ -177,15 +182,20 @@ def _decision(options: RouterOptions) -> Decision:
     return Decision(options.router_form, options.router_temperature, options.router_top)
 
 
-def _read(base: Base, options: ResolvedOptions, newest: Tensors, batch: Batch) -> dict[str, Tensor]:
+def _read(state: State, options: ResolvedOptions, newest: Tensors, batch: Batch) -> dict[str, Tensor]:
     """What a router at every place reads of the samples: (n, d̃).
 
-    In the base alone for a trunk. Elsewhere once in the base and once with the new expert at gate 1, the two
-    ends of what a sample of the task can meet there: (2n, d̃).
+    In the base alone for a trunk. Elsewhere once in the base and once with the new expert, or the earlier one
+    that stands for it, at gate 1: the two ends of what a sample of the task can meet there, (2n, d̃).
     """
-    found = _read_once(base, options, None, batch)
+    found = _read_once(state.base, options, None, batch)
     if options.router_reads != "trunk":
-        more = _read_once(base, options, {"experts": newest["experts"]}, batch)
+        steps = [*(step.tensors for step in state.steps), newest]
+        own = dict(newest["experts"])
+        for name in [name.removesuffix(".A") for name in own if name.endswith(".A")]:
+            expert = lone_expert(steps, len(state.steps), name)
+            own |= {f"{name}.A": expert.A, f"{name}.B": expert.B}
+        more = _read_once(state.base, options, {"experts": own}, batch)
         found = {reader: torch.cat([part, more[reader]]) for reader, part in found.items()}
     return found
 

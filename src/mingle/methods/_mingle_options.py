@@ -182,7 +182,18 @@ def _check_router(options: MingleOptions) -> None:
         )
 
 
-LEARNED: dict[str, Any] = {"gates": "adapted", "projection": "block"}
+LEARNED: dict[str, Any] = {
+    "gates": "adapted",
+    "projection": "block",
+    "gate_reduction": "sample",
+    "gate_init": "zeros",
+    "gate_bias": "augmented",
+    "acts_on": "update",
+    "basis": "rank_revealing",
+    "loss": "kl",
+    "seeds": "random",
+    "seed_pool": "held_out",
+}
 """Gates that are trained, by the paper's method with what we found to be better in its details."""
 
 PAPER: dict[str, Any] = {
@@ -237,7 +248,7 @@ class MingleReplay:
     """Explicit choices for an exact replay; what is left out is drawn from the seed.
 
     ``gates``: (w (d_in,), c ()) per Linear; ``seeds``: indices into the pool; ``batches``: index lists into
-    the chosen seeds; ``effective_ranks``: a per Linear.
+    the chosen seeds; ``effective_ranks``: a per Linear. Gates in closed form take no gates and no batches.
     """
 
     gates: dict[str, tuple[Tensor, Tensor]] | None = None

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from mingle.adaptation import GateGroup, adapt, draw_batches
 from mingle.backbones import count, take
+from mingle.errors import ConfigError
 from mingle.methods._mingle_analytic import mount_routers, solved_gates, unlooked_seeds
 from mingle.methods._mingle_experts import mount_experts, mount_norms
 from mingle.methods._mingle_gates import Seeds, choose_seeds, distillation
@@ -26,18 +27,28 @@ from mingle.subspace import NullSpaceProjector, extend_basis
 
 
 def analytic_gates(
-    state: State, arrival: Arrival, options: ResolvedOptions, newest: Tensors, progress: Progress
+    state: State,
+    arrival: Arrival,
+    options: ResolvedOptions,
+    newest: Tensors,
+    replay: MingleReplay,
+    progress: Progress,
 ) -> tuple[dict[str, Tensor], dict[str, Any], SeedLooks | None]:
     """The ``router`` tensors of a new step (see `_mingle_analytic`), what to report, and how its seeds look.
 
-    Raises SeedsError, CheckpointError, DivergedError.
+    Raises SeedsError, CheckpointError, DivergedError, ConfigError for a replay of more than seeds and ranks.
     """
+    if replay.gates is not None or replay.batches is not None:
+        raise ConfigError(
+            "replay: gates in closed form start from no gates and need no batches; give seeds and "
+            "effective_ranks alone, or use gates 'adapted'"
+        )
     generator, pool = derived_generator(arrival, len(state.steps)), require_pool(arrival)
     if not options.refine:
-        chosen, seed_info = unlooked_seeds(arrival, options, generator)
+        chosen, seed_info = unlooked_seeds(arrival, options, replay, generator)
         tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, chosen))
         return tensors, {"router": found, "seeds": seed_info}, look_at_seeds(state.base, arrival)
-    seeds = choose_seeds(state.base, arrival, options, MingleReplay(), generator)
+    seeds = choose_seeds(state.base, arrival, options, replay, generator)
     tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
     similar = confused_with(found["gates_on_seeds"], arrival.name, options.similar)
     protected = [step.tensors["router"] for step in state.steps if step.task not in similar]

@@ -106,7 +106,7 @@ class Mingle(Method[MingleOptions]):
             gates = static_gates(newest["experts"], options.static_gate, state.base.dtype)
             return {"gates": gates, "subspace": {}}, {}
         if options.gates == "analytic":
-            router, report, looks = analytic_gates(state, arrival, options, newest, progress)
+            router, report, looks = analytic_gates(state, arrival, options, newest, replay, progress)
             added: dict[str, Mapping[str, Tensor]] = {"router": router}
         else:
             gates, subspace, report, looks = adapt_gates(state, arrival, options, newest, replay, progress)

@@ -100,6 +100,13 @@ _KNOWN = (
         show=formats.points,
     ),
     _cost("seconds", "seconds", "time of all merging steps together", formats.seconds, -1),
+    _cost(
+        "adaptation_seconds",
+        "adaptation s",
+        "the part of them that gates take, seeds and subspaces included",
+        formats.seconds,
+        -1,
+    ),
     _cost("megabytes", "MB on disk", "million bytes that the method keeps at the end", formats.megabytes, -1),
     _cost("parameters", "parameters", "numbers in the final model with its experts", formats.count, 0),
     _cost("gate_parameters", "gate parameters", "numbers in the gates of one task", formats.count, 0),

@@ -46,6 +46,7 @@ PLUGIN = Table(
         "router_acc",
         "h_score",
         "seconds",
+        "adaptation_seconds",
         "relative_speed",
         "megabytes",
     ),
