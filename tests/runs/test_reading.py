@@ -143,7 +143,7 @@ def test_a_step_that_another_process_undid_is_no_damage(path):
 def test_one_pass_over_a_checkpoint_checks_and_hashes_it(
     tmp_path, zoo, images, monkeypatch, method, preset, passes, base_passes
 ):
-    """The merge is another, the teacher a third; of the base also the hash, and the model of the seeds."""
+    """The merge is another, the teacher, if only to check seeds, a third; of the base also hash and model."""
     read, stored = Counter(), Entry._stored
 
     def counted(entry):

@@ -3,10 +3,11 @@
 import json
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -59,6 +60,32 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=what, completed=done, total=total)
 
         yield report
+
+
+@contextmanager
+def seed_warnings() -> Iterator[None]:
+    """Shows warnings of seeds as errors are shown, in one line; all other warnings as ever."""
+    from mingle.errors import SeedsWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SeedsWarning)
+        others = warnings.showwarning
+
+        def show_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, SeedsWarning):
+                typer.echo(f"mingle: {visible(str(message))}", err=True)
+            else:
+                others(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_warning
+        yield
 
 
 def show(value: Mapping[str, Any] | list[Any], text: str, *, as_json: bool) -> None:

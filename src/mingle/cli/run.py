@@ -1,14 +1,21 @@
 """Commands that create, extend, read and check a run."""
 
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
-from mingle.cli.console import Command, Json, megabytes, progress_bar, settings_text, show, visible
+from mingle.cli.console import (
+    Command,
+    Json,
+    megabytes,
+    progress_bar,
+    seed_warnings,
+    settings_text,
+    show,
+)
 from mingle.cli.step_report import budget_line, described, warning_lines
 
 RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.")]
@@ -94,7 +101,7 @@ def add(
         opened = MergeRun.open(run, base=base)
         tracker = stack.enter_context(open_tracker(track, opened) if track else nullcontext())
         progress = stack.enter_context(progress_bar())
-        stack.enter_context(_seed_warnings())
+        stack.enter_context(seed_warnings())
         given: dict[str, Any] = {
             "name": name,
             "seeds": seeds,
@@ -198,32 +205,6 @@ def _alone(run: Path, wait: float) -> Iterator[None]:
                 raise
             typer.echo(f"mingle: {error} … waiting for up to {wait:g} s", err=True)
             stack.enter_context(waiting.lock(wait))
-        yield
-
-
-@contextmanager
-def _seed_warnings() -> Iterator[None]:
-    """Shows them as errors are shown, in one line; all other warnings as ever."""
-    from mingle.errors import SeedsWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", SeedsWarning)
-        others = warnings.showwarning
-
-        def show_warning(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if issubclass(category, SeedsWarning):
-                typer.echo(f"mingle: {visible(str(message))}", err=True)
-            else:
-                others(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = show_warning
         yield
 
 
