@@ -1,6 +1,11 @@
 """Adapting the newest gate on a few unlabelled samples."""
 
-from mingle.adaptation.closed_form import RouterStatistics, router_statistics, solve_router
+from mingle.adaptation.closed_form import (
+    RouterStatistics,
+    left_out_scores,
+    router_statistics,
+    solve_router,
+)
 from mingle.adaptation.features import second_moments, watch_inputs
 from mingle.adaptation.loop import GateGroup, adapt, minimise
 from mingle.adaptation.objectives import OBJECTIVES, kl_divergence, prediction_entropy, soft_cross_entropy
@@ -14,6 +19,7 @@ __all__ = [
     "adapt",
     "draw_batches",
     "kl_divergence",
+    "left_out_scores",
     "minimise",
     "prediction_entropy",
     "router_statistics",

@@ -39,17 +39,38 @@ def solve_router(tasks: Sequence[RouterStatistics], ridge: float) -> Tensor:
     With F all rows of all F_i and λ the ridge, ``W = (M − Fᵀ (λI + F Fᵀ)⁻¹ F M) / λ``, which is what is
     computed while there are fewer rows than d̃ (Woodbury). Raises DivergedError where a row is not finite.
     """
-    factor = torch.cat([task.factor for task in tasks])
     means = torch.stack([task.mean for task in tasks], dim=1)
+    return _regressed(tasks, ridge, means).mT.contiguous()
+
+
+def left_out_scores(tasks: Sequence[RouterStatistics], read: Tensor, ridge: float) -> Tensor:
+    """What the solution scores each sample of the last task if it is solved without that sample: (n, T).
+
+    By Sherman and Morrison, with ``h = x̃ᵀ (R + λI)⁻¹ x̃ / n``: ``W x̃ / (1 − h)``, and ``(w x̃ − h) / (1 − h)``
+    for the sample's own task. λ and the weights 1/n of the others stay. ``read``: X, of which the statistics
+    of the last task hold everything. Raises DivergedError where a row is not finite.
+    """
+    exact = read.detach().double()
+    means = torch.stack([task.mean for task in tasks], dim=1)
+    found = _regressed(tasks, ridge, torch.cat([means, exact.mT], dim=1))
+    scores, seen = exact @ found[:, : len(tasks)], found[:, len(tasks) :].mT
+    leverage = (exact * seen).sum(dim=1, keepdim=True) / len(exact)
+    scores[:, -1:] -= leverage
+    return scores / (1 - leverage)
+
+
+def _regressed(tasks: Sequence[RouterStatistics], ridge: float, right: Tensor) -> Tensor:
+    """``(R + ρ·mean(diag R)·I)⁻¹ right``."""
+    factor = torch.cat([task.factor for task in tasks])
     if not torch.isfinite(factor).all():
         raise DivergedError("router: what the seeds look like inside the model is not finite")
     rows, width = factor.shape
     # Of zeros alone (no seed reaches the router) the solution is zero too.
     strength = (ridge * factor.square().sum() / width).clamp_min(torch.finfo(torch.float64).tiny)
     if rows >= width:
-        return _solved(factor.mT @ factor, strength, means).mT.contiguous()
-    inside = factor.mT @ _solved(factor @ factor.mT, strength, factor @ means)
-    return ((means - inside) / strength).mT.contiguous()
+        return _solved(factor.mT @ factor, strength, right)
+    inside = factor.mT @ _solved(factor @ factor.mT, strength, factor @ right)
+    return (right - inside) / strength
 
 
 def _solved(moment: Tensor, strength: Tensor, right: Tensor) -> Tensor:

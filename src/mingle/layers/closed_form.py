@@ -72,11 +72,20 @@ class Decision(NamedTuple):
 
 
 class ClosedFormGate(Gate):
-    """``g = decision(W x̃)`` of a Linear's own input."""
+    """``g = decision(W x̃) C`` of a Linear's own input."""
 
-    def __init__(self, weight: Tensor | None, reading: Reading, decision: Decision) -> None:
-        """``weight`` (T, d̃); None while there is none: the one gate is 1."""
+    shared: Tensor | None
+
+    def __init__(
+        self, weight: Tensor | None, reading: Reading, decision: Decision, confusion: Tensor | None = None
+    ) -> None:
+        """``weight`` (T, d̃); None while there is none: the one gate is 1.
+
+        ``confusion`` (T, T): C with other row sums; None: C = I.
+        """
         super().__init__(0)
+        shared = None if confusion is None else confusion / confusion.sum(dim=1, keepdim=True)
+        self.register_buffer("shared", shared)
         self.solved, self.reading, self.decision = weight is not None, reading, decision
         if weight is not None:
             self.weight = weight
@@ -95,7 +104,8 @@ class ClosedFormGate(Gate):
         if not self.solved:
             return read.new_ones(len(read), 1)
         newest = [] if self.new_weight is None else [self.new_weight[None]]
-        return self.decision(read @ torch.cat([self.weight, *newest]).mT.to(read.dtype))
+        gates = self.decision(read @ torch.cat([self.weight, *newest]).mT.to(read.dtype))
+        return gates if self.shared is None else gates @ self.shared.to(gates.dtype)
 
     def open(self) -> None:
         """Makes the newest row trainable, until ``freeze()``. Its bias is the row's last entry."""

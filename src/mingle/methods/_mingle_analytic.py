@@ -2,8 +2,9 @@
 
 Tensors of a step's ``router``, float64, for every place where a router reads: ``<place>.factor`` (q, d̃) and
 ``<place>.mean`` (d̃,), the statistics of the task alone, and ``<place>.weight`` (t, d̃), the gates of all tasks
-as they were solved for at that step. So ``undo`` has nothing to subtract. ``<place>.refined`` (d̃,), if there
-is one: what distillation added to the task's own row, then and at every later step (`_mingle_refine`).
+as they were solved for at that step; ``<place>.confusion`` (t, t), by which they are shared. So ``undo`` has
+nothing to subtract. ``<place>.refined`` (d̃,), if there is one: what distillation added to the task's own row,
+then and at every later step (`_mingle_refine`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mingle.adaptation import RouterStatistics, router_statistics, select_seeds, solve_router, watch_inputs
+from mingle.adaptation import (
+    RouterStatistics,
+    left_out_scores,
+    router_statistics,
+    select_seeds,
+    solve_router,
+    watch_inputs,
+)
 from mingle.backbones import Batch, count, split
 from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.errors import CheckpointError, ConfigError
@@ -69,13 +77,31 @@ def solved_gates(
         for index, step in enumerate(earlier):
             weight[index] += step.get(f"{place}.refined", 0)
         tensors |= {f"{place}.factor": own.factor, f"{place}.mean": own.mean, f"{place}.weight": weight}
-        shares.append(_decision(options)(seen.double() @ weight.mT).mean(0))
+        whole = own if options.router_rank is None else router_statistics(seen)
+        left_out = left_out_scores([*known, whole], seen, options.router_ridge)
+        shares.append(_decision(options)(left_out).mean(0))
+        if options.router_share == "confused" and options.router_form != "raw":
+            tensors[f"{place}.confusion"] = _confusion(
+                earlier[-1][f"{place}.confusion"] if earlier else None, shares[-1]
+            )
     gates = torch.stack(shares).mean(0).tolist()
     report = {
         "gates_on_seeds": dict(zip([*state.tasks, task], gates, strict=True)),
         "bytes": sum(tensor.nbytes for tensor in tensors.values()),
     }
     return tensors, report
+
+
+def _confusion(earlier: Tensor | None, row: Tensor) -> Tensor:
+    """(T, T): the mean gates that the router gives left-out seeds of every task at its step, made symmetric.
+
+    Seeds of earlier tasks are gone; that they are taken for the new task as often as its seeds for them is
+    assumed. ``row`` (T,): of the new task.
+    """
+    if earlier is None:
+        return row[None]
+    above = torch.cat([earlier, row[:-1, None]], dim=1)
+    return torch.cat([above, row[None]])
 
 
 def unlooked_seeds(
@@ -120,7 +146,12 @@ def mount_routers(
     for reader, linears in _places(base, options):
         pool, weight = layers[linears[0]].pool, solved.get(f"{reader}.weight")
         # Gates decide in float32, the statistics are in float64.
-        gate = ClosedFormGate(None if weight is None else weight.float(), reading, _decision(options))
+        gate = ClosedFormGate(
+            None if weight is None else weight.float(),
+            reading,
+            _decision(options),
+            solved.get(f"{reader}.confusion"),
+        )
         router: ClosedFormRouter | None = None
         if options.router_reads != "layer":
             module = model.get_submodule(reader)

@@ -91,8 +91,10 @@ class RouterOptions(GateOptions):
     ``router_reads``: the first blocks of the frozen base, which a prediction then computes twice (``trunk``);
     the input of every block (``block``); or what each Linear reads (``layer``).
     ``router_depths``: after how many blocks of the trunk; None: a quarter, a half and three quarters of all.
-    ``router_rank``: rows that a task's second moment keeps at most; None: all. ``refine``: steps of
-    distillation after that, for the newest gates; they may move along what the router reads of earlier tasks
+    ``router_share="confused"``: gates of tasks that a router takes for each other are shared, as often as
+    it does so on seeds that were left out (raw scores are not). ``router_rank``: rows that a task's second
+    moment keeps at most; None: all. ``refine``: steps of distillation after that, for the newest gates; they
+    may move along what the router reads of earlier tasks
     whose gates have a mean of ``similar`` or more on the new task's seeds (above 1: of none).
     """
 
@@ -104,6 +106,7 @@ class RouterOptions(GateOptions):
     router_form: RouterForm = "softmax"
     router_temperature: float = Field(0.05, gt=0)
     router_top: int = Field(1, ge=1)
+    router_share: Literal["none", "confused"] = "none"
     refine: int = Field(0, ge=0)
     similar: float = Field(0.1, gt=0)
 
