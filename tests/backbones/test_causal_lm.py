@@ -151,9 +151,16 @@ def test_lesson_is_what_the_teacher_writes(teacher, base, monkeypatch, size):
 # --- whole runs
 
 
-@pytest.fixture(scope="module")
-def merged(gpt2, tmp_path_factory):
-    options = {"steps": 30, "rank": 16, "lr": 1e-2, "seeds_in_all": 24, "vectors": "gated"}
+@pytest.fixture(scope="module", params=["adapted", "analytic"])
+def merged(request, gpt2, tmp_path_factory):
+    options = {
+        "gates": request.param,
+        "steps": 30,
+        "rank": 16,
+        "lr": 1e-2,
+        "seeds_in_all": 24,
+        "vectors": "gated",
+    }
     path = tmp_path_factory.mktemp("runs") / "mingle"
     run = MergeRun.create(path, gpt2 / "base", backbone="causal_lm", preset="text", options=options)
     for number in (1, 2):
@@ -165,8 +172,8 @@ def test_prompts_are_merged_and_answered(merged, base):
     """The losses fall; cached and uncached decoding of the merged model agree, gates and norms open."""
     steps = merged.state.steps
     for step in steps:
-        losses = step.report["losses"]
-        assert sum(losses[-9:]) < sum(losses[:9]) / 1.3
+        losses = step.report.get("losses", [])
+        assert not losses or sum(losses[-9:]) < sum(losses[:9]) / 1.3
     assert steps[0].head == HEAD
     texts = sentences(70, 20)
     rows, classes = merged.predict(texts, "task1")
@@ -183,11 +190,15 @@ def test_prompts_are_merged_and_answered(merged, base):
 def test_gates_are_seen_while_it_writes(merged, base):
     tests = {
         task: ScoredTask(
-            task, sentences(9, 6), torch.zeros(6), lambda t: BACKBONE.prepare(t, base.checkpoint)
+            task,
+            sentences(9, 6),
+            torch.zeros(6, dtype=torch.int64),
+            lambda t: BACKBONE.prepare(t, base.checkpoint),
         )
         for task in merged.tasks
     }
-    found = torch.tensor(gate_activations(BACKBONE, merged.model(), merged.tasks, tests).mean)
+    heads = {step.task: step.head for step in merged.state.steps}
+    found = torch.tensor(gate_activations(BACKBONE, merged.model(), heads, tests).mean)
     assert found.shape == (8, 2, 2)
     assert found.abs().max() > 1e-3
 

@@ -118,7 +118,8 @@ def test_mean_gates_are_per_picture_too(tmp_path):
     run.add(tmp_path / "task1", seeds=images(1, 15))
     batches = partial(BACKBONE.prepare, base=run.base.checkpoint)
     tests = {"task1": ScoredTask("task1", images(2, 3), torch.zeros(3, dtype=torch.int64), batches)}
-    found = gate_activations(BACKBONE, run.model(), run.tasks, tests)
+    heads = {step.task: step.head for step in run.state.steps}
+    found = gate_activations(BACKBONE, run.model(), heads, tests)
     assert torch.tensor(found.mean).sub(0.3).abs().max() < 1e-6
 
 

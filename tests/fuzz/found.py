@@ -265,9 +265,9 @@ FOUND = {
     "file outside": ("manifest", "mingle.json", rehashed(("steps", 0, "files", {"../x.safetensors": {}}))),
     "step without seconds": ("step", f"{STEP}/step.json", edited(("seconds", ...))),
     "report of numbers": ("step", f"{STEP}/step.json", edited(("report", {"energy": 3, "seeds": {}}))),
-    "step of another task": ("step", f"{STEP}/step.json", edited(("task", "task2"))),
+    "step of another task": ("step", f"{STEP}/step.json", edited(("task", "task1"))),
     "head of another shape": ("step", f"{STEP}/head.safetensors", relabelled("class_embeddings", shape=[96])),
-    "gate of another shape": ("step", f"{STEP}/gates.safetensors", relabelled("fc1.weight", shape=[32, 1])),
+    "router of another shape": ("step", f"{STEP}/router.safetensors", relabelled(".weight", shape=[1, 1])),
     **{
         f"expert of another shape, {target}": (
             target,

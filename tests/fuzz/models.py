@@ -243,10 +243,10 @@ def read_export(root):
     mingle.from_pretrained(root).predict(FAMILIES["clip"].samples(1, 2), "task1")
 
 
-STEP = "steps/0001-task1"
-FILES = {
-    f"{STEP}/{stem}.safetensors": mutations.safetensors for stem in ("experts", "gates", "head", "subspace")
-}
+STEP = "steps/0002-task2"
+"""The newest, whose router is in use."""
+
+FILES = {f"{STEP}/{stem}.safetensors": mutations.safetensors for stem in ("experts", "router", "head")}
 
 
 def model_targets(families=CHOSEN):

@@ -51,7 +51,7 @@ READERS = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}
 
 @pytest.fixture
 def run(zoo, images, tmp_path):
-    run = MergeRun.create(tmp_path / "run", zoo / "base", options={"steps": 3})
+    run = MergeRun.create(tmp_path / "run", zoo / "base", preset="learned", options={"steps": 3})
     for task in ("task1", "task2"):
         run.add(zoo / task, name=task, seeds=images)
     return run
