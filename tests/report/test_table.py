@@ -117,6 +117,19 @@ def test_presets_are_said_once_without_what_varies():
     ]
 
 
+@pytest.mark.parametrize(
+    ("gates", "said"), [("adapted", "lr 0.0006"), ("analytic", "router_ridge 0.01"), ("static", "sites full")]
+)
+def test_settings_that_say_nothing_about_the_gates_are_left_out(gates, said):
+    results = sweep((42,), **SMALL)
+    for row in results["rows"]:
+        if row.get("settings"):
+            row["settings"] |= {"gates": gates, "router_ridge": 0.01}
+    (text,) = values_used(results)
+    assert said in text
+    assert ("lr" in text, "router_ridge" in text) == (gates == "adapted", gates == "analytic")
+
+
 def test_pivot_has_a_row_per_method_and_the_mean_of_its_corruptions():
     raw = pivot(**SMALL)
     found = readable(raw)

@@ -52,10 +52,21 @@ _SHOWN = (
     "gate_reduction",
     "gate_bias",
     "acts_on",
+    "router_reads",
+    "router_features",
+    "router_ridge",
+    "router_temperature",
     "seeds",
     "scale",
 )
 """Settings that are named under the table; the page has all of them."""
+
+_OF_GATES = {
+    "adapted": {"lr", "steps", "gate_bias", "acts_on"},
+    "analytic": {"router_reads", "router_features", "router_ridge", "router_temperature"},
+    "static": set[str](),
+}
+"""Those of them that say something about one kind of gates only."""
 
 _CONDITIONS = (
     ("gate_reduction", "batch", "Gates averaged over each batch, so a score depends on what shares a batch"),
@@ -100,6 +111,8 @@ def values_used(results: Results) -> list[str]:
     for row in merges(results):
         settings = row.get("settings") or {}
         varied = {*(row.get("options") or {}), *row["point"]}
+        if settings.get("gates") in _OF_GATES:
+            varied |= set().union(*_OF_GATES.values()) - _OF_GATES[settings["gates"]]
         said = [
             f"{name} {_number(settings[name])}" for name in _SHOWN if name in settings and name not in varied
         ]
