@@ -23,6 +23,7 @@ PLUGIN = Table(
         Contender("mingle, learned gates, not projected", "mingle", "learned", options=WHOLE),
         MINGLE,
         Contender("… projected", "mingle", options={"projection": "block"}),
+        Contender("… shared where confused", "mingle", options={"router_share": "confused"}),
         Contender("… reads every block", "mingle", options={"router_reads": "block"}),
         Contender("… reads every Linear", "mingle", options={"router_reads": "layer"}),
         *(
