@@ -1,8 +1,8 @@
 """Where the accuracy of a merged run goes: score every task with some gates switched by hand.
 
-    python benchmarks/gate_ablation.py demo/runs/mingle
+    python benchmarks/gate_ablation.py demo/runs/mingle-reference
 
-Gates were adapted in the presence of the earlier experts, so "earlier experts off" is a test of their
+For runs whose gates are adapted. They were adapted in the presence of the earlier experts, so "earlier experts off" is a test of their
 influence at inference, not of what a gate adapted alone would reach.
 """
 
@@ -61,6 +61,8 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=150)
     given = arguments.parse_args()
     run = MergeRun.open(given.run)
+    if run.method.options.model_dump().get("gates") != "adapted":
+        arguments.error(f"{given.run}: expected adapted gates, as of --preset learned or reference")
     tests = scored_tasks(open_suite(given.suite), run.tasks, run.base, given.samples)
     few = {f"the {k} strongest experts": k for k in (1, 2, 4) if k < len(run.tasks)}
     for name in (*SWITCHES, *few):

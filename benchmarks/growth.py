@@ -107,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         place = Path(folder)
         tower(given.blocks).save_pretrained(place / "base")  # type: ignore[operator]
-        MergeRun.create(place / "run", place / "base")
+        MergeRun.create(place / "run", place / "base", preset="learned")
         for count in tasks:
             measured[count] = found = costs(count, place / "run", chosen)
             if count == tasks[0]:
