@@ -2,8 +2,8 @@
 
     python benchmarks/gate_ablation.py demo/runs/mingle-reference
 
-For runs whose gates are adapted. They were adapted in the presence of the earlier experts, so "earlier experts off" is a test of their
-influence at inference, not of what a gate adapted alone would reach.
+For runs whose gates are adapted. They were in the presence of the earlier experts, so "earlier experts off"
+is a test of their influence at inference, not of what a gate adapted alone would reach.
 """
 
 import argparse
