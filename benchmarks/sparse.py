@@ -21,7 +21,7 @@ from measure import Settings, in_turn, options, settings
 from random_models import draw, experts, logits, tower
 from torch import Tensor, nn
 
-from mingle.adaptation import router_statistics, solve_router
+from mingle.adaptation import RouterSystem, router_statistics
 from mingle.backbones.clip import Clip
 from mingle.layers import (
     ClosedFormGate,
@@ -102,7 +102,7 @@ def merged(blocks: int, seen: list[Tensor]) -> nn.Module:
         pairs = experts(shape, len(seen), 1000 * number)
         size = 0.1 * float(layer.linear.get_parameter("weight").norm())
         layer.extend(LowRankExpert(A * (size / A.norm()), B) for B, A in pairs)
-    weight = solve_router([router_statistics(part) for part in seen], 1e-3).float()
+    weight = RouterSystem([router_statistics(part) for part in seen], 1e-3).weight().float()
     pool = next(iter(layers.values())).pool
     router = _serving(model.get_submodule(STACK), weight, pool, blocks)
     for layer in layers.values():

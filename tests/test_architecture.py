@@ -150,9 +150,9 @@ def test_public_names_are_pinned():
 
 
 PACKAGES = {
-    "adaptation": "OBJECTIVES GateGroup RouterStatistics SeedSelection adapt draw_batches kl_divergence "
-    "left_out_scores minimise prediction_entropy router_statistics second_moments select_seeds "
-    "soft_cross_entropy solve_router watch_inputs",
+    "adaptation": "OBJECTIVES GateGroup RouterStatistics RouterSystem SeedSelection adapt draw_batches "
+    "kl_divergence minimise prediction_entropy router_statistics second_moments select_seeds "
+    "soft_cross_entropy watch_inputs",
     "backbones": "BACKBONES Backbone Batch Head Lesson Samples count read_names split take",
     "export": "EXPORT_FILE TARGETS MergedModel Push Target export_run from_pretrained model_card push_run",
     "layers": "ClosedFormGate ClosedFormRouter Decision Energy Gate GateReduction LinearGroup LowRankExpert "

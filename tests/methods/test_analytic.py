@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingle.adaptation import router_statistics, solve_router
+from mingle.adaptation import RouterSystem, router_statistics
 from mingle.backbones import BACKBONES
 from mingle.errors import ConfigError, DivergedError, SeedsError
 from mingle.evaluation.final import parameters
@@ -75,7 +75,7 @@ def test_one_task_after_the_other_is_all_at_once(seed, sizes, width, ridge):
     kept = [router_statistics(part) for part in parts]
     for done in range(1, len(parts) + 1):
         torch.testing.assert_close(
-            solve_router(kept[:done], ridge), joint(parts[:done], ridge), atol=1e-8, rtol=1e-8
+            RouterSystem(kept[:done], ridge).weight(), joint(parts[:done], ridge), atol=1e-8, rtol=1e-8
         )
 
 
@@ -101,9 +101,9 @@ def test_statistics_hold_no_sample():
 
 def test_seeds_that_say_nothing_give_gates_of_nothing():
     empty = router_statistics(torch.zeros(5, 4))
-    assert torch.equal(solve_router([empty, empty], 1e-3), torch.zeros(2, 4, dtype=torch.float64))
+    assert torch.equal(RouterSystem([empty, empty], 1e-3).weight(), torch.zeros(2, 4, dtype=torch.float64))
     with pytest.raises(DivergedError, match="not finite"):
-        solve_router(
+        RouterSystem(
             [router_statistics(torch.ones(2, 4)), empty._replace(factor=torch.full((1, 4), torch.inf))], 1e-3
         )
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingle.adaptation import left_out_scores, router_statistics
+from mingle.adaptation import RouterSystem, router_statistics
 from mingle.layers import ClosedFormGate, Decision, Reading
 from mingle.methods import METHODS
 
@@ -34,7 +34,7 @@ def naive_left_out(parts, ridge):
 )
 def test_left_out_scores_are_those_of_solving_without_the_sample(seed, sizes, width, ridge):
     parts = samples(seed, sizes, width)
-    found = left_out_scores([router_statistics(part) for part in parts], parts[-1], ridge)
+    found = RouterSystem([router_statistics(part) for part in parts], ridge).left_out_scores(parts[-1])
     torch.testing.assert_close(found, naive_left_out(parts, ridge), atol=1e-7, rtol=1e-6)
 
 

@@ -1,11 +1,6 @@
 """Adapting the newest gate on a few unlabelled samples."""
 
-from mingle.adaptation.closed_form import (
-    RouterStatistics,
-    left_out_scores,
-    router_statistics,
-    solve_router,
-)
+from mingle.adaptation.closed_form import RouterStatistics, RouterSystem, router_statistics
 from mingle.adaptation.features import second_moments, watch_inputs
 from mingle.adaptation.loop import GateGroup, adapt, minimise
 from mingle.adaptation.objectives import OBJECTIVES, kl_divergence, prediction_entropy, soft_cross_entropy
@@ -15,17 +10,16 @@ __all__ = [
     "OBJECTIVES",
     "GateGroup",
     "RouterStatistics",
+    "RouterSystem",
     "SeedSelection",
     "adapt",
     "draw_batches",
     "kl_divergence",
-    "left_out_scores",
     "minimise",
     "prediction_entropy",
     "router_statistics",
     "second_moments",
     "select_seeds",
     "soft_cross_entropy",
-    "solve_router",
     "watch_inputs",
 ]

@@ -30,50 +30,52 @@ def router_statistics(read: Tensor, rank: int | None = None) -> RouterStatistics
     return RouterStatistics((singular[:, None] * axes)[:rank].contiguous(), exact.mean(0))
 
 
-def solve_router(tasks: Sequence[RouterStatistics], ridge: float) -> Tensor:
-    """``W = (R + ρ·mean(diag R)·I)⁻¹ [m_1 … m_T]``, transposed: (T, d̃), ``R = Σ_i F_iᵀ F_i``.
+class RouterSystem:
+    """``R + λI`` of the statistics of all tasks, ``R = Σ_i F_iᵀ F_i``, ``λ = ρ·mean(diag R)``, factorised.
 
-    The least-squares solution for scores of 1 on a task's own samples and 0 on those of all others, every
-    task weighing the same. Sums over tasks are all it needs, so that adding one task after the other gives
-    what solving for all seeds at once does (recursive least squares, as in ACIL, arXiv 2205.14922).
-    With F all rows of all F_i and λ the ridge, ``W = (M − Fᵀ (λI + F Fᵀ)⁻¹ F M) / λ``, which is what is
-    computed while there are fewer rows than d̃ (Woodbury). Raises DivergedError where a row is not finite.
+    With F all rows of all F_i, ``(R + λI)⁻¹ = (I − Fᵀ (λI + F Fᵀ)⁻¹ F) / λ``, which is what is computed while
+    there are fewer rows than d̃ (Woodbury). Raises DivergedError where a row is not finite.
     """
-    means = torch.stack([task.mean for task in tasks], dim=1)
-    return _regressed(tasks, ridge, means).mT.contiguous()
 
+    def __init__(self, tasks: Sequence[RouterStatistics], ridge: float) -> None:
+        self._factor = torch.cat([task.factor for task in tasks])
+        self._means = torch.stack([task.mean for task in tasks], dim=1)
+        if not torch.isfinite(self._factor).all():
+            raise DivergedError("router: what the seeds look like inside the model is not finite")
+        rows, width = self._factor.shape
+        self._dual = rows < width
+        # Of zeros alone (no seed reaches the router) the solution is zero too.
+        tiny = torch.finfo(torch.float64).tiny
+        self._strength = (ridge * self._factor.square().sum() / width).clamp_min(tiny)
+        moment = self._factor @ self._factor.mT if self._dual else self._factor.mT @ self._factor
+        identity = torch.eye(len(moment), dtype=moment.dtype)
+        self._lower = torch.linalg.cholesky(moment + self._strength * identity)
 
-def left_out_scores(tasks: Sequence[RouterStatistics], read: Tensor, ridge: float) -> Tensor:
-    """What the solution scores each sample of the last task if it is solved without that sample: (n, T).
+    def weight(self) -> Tensor:
+        """``W = (R + λI)⁻¹ [m_1 … m_T]``, transposed: (T, d̃).
 
-    By Sherman and Morrison, with ``h = x̃ᵀ (R + λI)⁻¹ x̃ / n``: ``W x̃ / (1 − h)``, and ``(w x̃ − h) / (1 − h)``
-    for the sample's own task. λ and the weights 1/n of the others stay. ``read``: X, of which the statistics
-    of the last task hold everything. Raises DivergedError where a row is not finite.
-    """
-    exact = read.detach().double()
-    means = torch.stack([task.mean for task in tasks], dim=1)
-    found = _regressed(tasks, ridge, torch.cat([means, exact.mT], dim=1))
-    scores, seen = exact @ found[:, : len(tasks)], found[:, len(tasks) :].mT
-    leverage = (exact * seen).sum(dim=1, keepdim=True) / len(exact)
-    scores[:, -1:] -= leverage
-    return scores / (1 - leverage)
+        The least-squares solution for scores of 1 on a task's own samples and 0 on those of all others, every
+        task weighing the same. Sums over tasks are all it needs, so that adding one task after the other
+        gives what solving for all seeds at once does (recursive least squares, as in ACIL, arXiv 2205.14922).
+        """
+        return self._solved(self._means).mT.contiguous()
 
+    def left_out_scores(self, read: Tensor) -> Tensor:
+        """What W scores each sample of the last task if it is solved without that sample: (n, T).
 
-def _regressed(tasks: Sequence[RouterStatistics], ridge: float, right: Tensor) -> Tensor:
-    """``(R + ρ·mean(diag R)·I)⁻¹ right``."""
-    factor = torch.cat([task.factor for task in tasks])
-    if not torch.isfinite(factor).all():
-        raise DivergedError("router: what the seeds look like inside the model is not finite")
-    rows, width = factor.shape
-    # Of zeros alone (no seed reaches the router) the solution is zero too.
-    strength = (ridge * factor.square().sum() / width).clamp_min(torch.finfo(torch.float64).tiny)
-    if rows >= width:
-        return _solved(factor.mT @ factor, strength, right)
-    inside = factor.mT @ _solved(factor @ factor.mT, strength, factor @ right)
-    return (right - inside) / strength
+        By Sherman and Morrison, with ``h = x̃ᵀ (R + λI)⁻¹ x̃ / n``: ``W x̃ / (1 − h)``, and
+        ``(w x̃ − h) / (1 − h)`` for the sample's own task. λ and the weights 1/n of the others stay.
+        ``read``: X, of which the statistics of the last task hold everything.
+        """
+        exact = read.detach().double()
+        leverage = (exact * self._solved(exact.mT).mT).sum(dim=1, keepdim=True) / len(exact)
+        scores = exact @ self.weight().mT
+        scores[:, -1:] -= leverage
+        return scores / (1 - leverage)
 
-
-def _solved(moment: Tensor, strength: Tensor, right: Tensor) -> Tensor:
-    """``(moment + strength·I)⁻¹ right``."""
-    lower = torch.linalg.cholesky(moment + strength * torch.eye(len(moment), dtype=moment.dtype))
-    return torch.cholesky_solve(right, lower)
+    def _solved(self, right: Tensor) -> Tensor:
+        """``(R + λI)⁻¹ right``."""
+        if not self._dual:
+            return torch.cholesky_solve(right, self._lower)
+        inside = torch.cholesky_solve(self._factor @ right, self._lower)
+        return (right - self._factor.mT @ inside) / self._strength

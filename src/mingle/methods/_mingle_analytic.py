@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from mingle.adaptation import (
     RouterStatistics,
-    left_out_scores,
+    RouterSystem,
     router_statistics,
     select_seeds,
-    solve_router,
     watch_inputs,
 )
 from mingle.backbones import Batch, count, split
@@ -73,13 +72,15 @@ def solved_gates(
     for place, seen in _read(state, options, newest, batch).items():
         own = router_statistics(seen, options.router_rank)
         known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
-        weight = solve_router([*known, own], options.router_ridge)
+        system = RouterSystem([*known, own], options.router_ridge)
+        weight = system.weight()
         for index, step in enumerate(earlier):
             weight[index] += step.get(f"{place}.refined", 0)
         tensors |= {f"{place}.factor": own.factor, f"{place}.mean": own.mean, f"{place}.weight": weight}
-        whole = own if options.router_rank is None else router_statistics(seen)
-        left_out = left_out_scores([*known, whole], seen, options.router_ridge)
-        shares.append(_decision(options)(left_out).mean(0))
+        if options.router_rank is not None:
+            # Leaving a sample out takes all of it away, and so needs all of it to be there.
+            system = RouterSystem([*known, router_statistics(seen)], options.router_ridge)
+        shares.append(_decision(options)(system.left_out_scores(seen)).mean(0))
         if options.router_share == "confused" and options.router_form != "raw":
             tensors[f"{place}.confusion"] = _confusion(
                 earlier[-1][f"{place}.confusion"] if earlier else None, shares[-1]
