@@ -173,25 +173,25 @@ def _seeds(cell: Cell, suite: Suite, task: str, run: MergeRun) -> RawSamples:
         found = suite_samples(suite, task, scored=run.method.scored_seeds)
     if cell.corruption is not None:
         found = replace(found, samples=_corrupted(found.samples, cell.corruption))
-    return found if cell.variation is None else _varied(found, cell.variation, cell, suite, task)
+    return found if cell.variation is None else _varied(found, cell.variation, cell, suite, task, run.base)
 
 
-def _varied(found: RawSamples, variation: SeedVariation, cell: Cell, suite: Suite, task: str) -> RawSamples:
+def _varied(
+    found: RawSamples, variation: SeedVariation, cell: Cell, suite: Suite, task: str, base: Base
+) -> RawSamples:
     """The pool under a variation. Wrong seeds are those of the suite's next task, by its own order."""
-    pool, tasks = found.samples, suite.tasks
-    backbone = BACKBONES.get(suite.backbone)()
+    pool, tasks, backbone = found.samples, suite.tasks, base.backbone
 
     def other() -> Samples:
         return suite.seeds(tasks[(tasks.index(task) + 1) % len(tasks)])
 
     def classes() -> Tensor:
-        base = backbone.open(suite.base)
-        checkpoint = backbone.open(suite.checkpoint(task), base)
-        head = suite.head(task) or backbone.head(checkpoint, base=base)
+        head = task_head(suite, task, backbone, base.checkpoint)
         if head is None:
             raise ConfigError(f"suite {suite.name!r}: task {task!r} has no head to tell its classes by")
-        batches = split(backbone.prepare(pool, base), FORWARD_BATCH)
-        return predictions(backbone, backbone.build(checkpoint, base), head, batches)
+        checkpoint = backbone.open(suite.checkpoint(task), base.checkpoint)
+        batches = split(backbone.prepare(pool, base.checkpoint), FORWARD_BATCH)
+        return predictions(backbone, backbone.build(checkpoint, base.checkpoint), head, batches)
 
     draws = random.Random(f"{cell.seed}/{task}")
     varied = vary(pool, variation.kind, variation.amount, draws, Elsewhere(other, classes))

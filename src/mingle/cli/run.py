@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -96,20 +96,20 @@ def add(
 
     names = read_names(classes) if classes else None
     prompts = read_names(templates) if templates else None
-    with ExitStack() as stack:
+    with ExitStack() as stack, seed_warnings():
         stack.enter_context(_alone(run, wait))
         opened = MergeRun.open(run, base=base)
         tracker = stack.enter_context(open_tracker(track, opened) if track else nullcontext())
         progress = stack.enter_context(progress_bar())
-        stack.enter_context(seed_warnings())
-        given: dict[str, Any] = {
-            "name": name,
-            "seeds": seeds,
-            "head": head,
-            "classes": names,
-            "templates": prompts,
-        }
-        step = opened.add(checkpoint, **given, progress=progress)
+        step = opened.add(
+            checkpoint,
+            name=name,
+            seeds=seeds,
+            head=head,
+            classes=names,
+            templates=prompts,
+            progress=progress,
+        )
         if tracker is not None:
             track_step(tracker, opened, step.task)
     info = opened.info(step.task)

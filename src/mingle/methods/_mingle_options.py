@@ -94,8 +94,8 @@ class RouterOptions(GateOptions):
     ``router_share="confused"``: gates of tasks that a router takes for each other are shared, as often as
     it does so on seeds that were left out (raw scores are not). ``router_rank``: rows that a task's second
     moment keeps at most; None: all. ``refine``: steps of distillation after that, for the newest gates; they
-    may move along what the router reads of earlier tasks
-    whose gates have a mean of ``similar`` or more on the new task's seeds (above 1: of none).
+    may move along what the router reads of earlier tasks whose gates have a mean of ``similar`` or more on
+    the new task's seeds (above 1: of none).
     """
 
     router_reads: Literal["trunk", "block", "layer"] = "trunk"

@@ -110,11 +110,11 @@ def values_used(results: Results) -> list[str]:
     found: dict[tuple[str, str], str] = {}
     for row in merges(results):
         settings = row.get("settings") or {}
-        varied = {*(row.get("options") or {}), *row["point"]}
+        unsaid = {*(row.get("options") or {}), *row["point"]}
         if settings.get("gates") in _OF_GATES:
-            varied |= set().union(*_OF_GATES.values()) - _OF_GATES[settings["gates"]]
+            unsaid |= set().union(*_OF_GATES.values()) - _OF_GATES[settings["gates"]]
         said = [
-            f"{name} {_number(settings[name])}" for name in _SHOWN if name in settings and name not in varied
+            f"{name} {_number(settings[name])}" for name in _SHOWN if name in settings and name not in unsaid
         ]
         if said and (row["method"], row["preset"]) not in found:
             found[row["method"], row["preset"]] = (

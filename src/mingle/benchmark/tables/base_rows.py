@@ -6,7 +6,7 @@ from typing import Any
 from mingle.benchmark.plan import Contender
 
 SMALL_SCALE = {"scale": 0.1}
-WHOLE = {"projection": "none"}
+
 AVERAGE = Contender("average", "average")
 TASK_ARITHMETIC = Contender("task arithmetic", "task_arithmetic", many_tasks=SMALL_SCALE)
 OPCM = Contender("OPCM", "opcm")

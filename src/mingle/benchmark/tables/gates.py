@@ -9,8 +9,9 @@ from mingle.benchmark.tables.base_rows import (
     MINGLE_REFERENCE,
     NEAREST_SUBSPACE,
     OPCM,
-    WHOLE,
 )
+
+WHOLE = {"projection": "none"}
 
 PLUGIN = Table(
     "Gates in closed form",

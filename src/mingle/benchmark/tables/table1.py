@@ -21,7 +21,7 @@ PLUGIN = Table(
         MINGLE,
         MINGLE_LIGHT,
         MINGLE_LEARNED,
-        Contender("mingle, seeds scored", "mingle", "learned", options={"seed_pool": "scored"}),
+        Contender("learned gates, seeds scored", "mingle", "learned", options={"seed_pool": "scored"}),
         MINGLE_PAPER,
         MINGLE_REFERENCE,
     ),
