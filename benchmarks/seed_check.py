@@ -25,10 +25,10 @@ from mingle.backbones import BACKBONES
 from mingle.methods import Base, State, Step
 from mingle.methods._mingle_analytic import _read
 from mingle.methods._mingle_options import MingleOptions, resolve
-from mingle.methods._seed_check import nearest_task, seed_looks
+from mingle.methods._seed_check import ASKED, FEWEST, nearest_task, seed_looks
 from mingle.suites import Suite, open_suite, pick, task_head
 
-SEEDS, SIZES, SHARES = 48, (32, 48), (0.1, 0.5, 1.0)
+SEEDS, SIZES, SHARES = ASKED, (FEWEST, ASKED), (0.1, 0.5, 1.0)
 
 
 class Seen(NamedTuple):

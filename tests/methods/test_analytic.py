@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mingle.adaptation import RouterSystem, router_statistics
 from mingle.backbones import BACKBONES
@@ -165,6 +166,20 @@ def test_the_gates_are_the_solution_on_what_was_read(merge, pool, reads):
         model(**pool.batch)
         gates = next(iter(dict(mixtures(model)).values())).gate.values
         torch.testing.assert_close(gates, (x @ expected.mT / 0.05).softmax(1).float(), atol=1e-4, rtol=1e-4)
+
+
+def test_reading_seeds_runs_no_more_than_the_trunk(base, arrive):
+    """Nothing of the merged model, and of the base the blocks that are read, once."""
+    ran = []
+    blocks = type(base.model().get_submodule("vision_model.encoder.layers.0"))
+    hook = register_module_forward_pre_hook(
+        lambda module, _: ran.append(module) if isinstance(module, blocks) else None
+    )
+    method = build(router_depths=(1,), seeds_in_all=40)
+    with hook:
+        # Without a head the seeds are not shown to the checkpoint.
+        method.update(method.init(base), arrive(TASKS[0], head=None))
+    assert len(ran) == 1
 
 
 @pytest.mark.parametrize("reads", READS)

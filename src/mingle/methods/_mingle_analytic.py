@@ -8,6 +8,7 @@ then and at every later step (`_mingle_refine`).
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,10 @@ class Mounted(NamedTuple):
 
     gate: ClosedFormGate
     router: ClosedFormRouter | None
+
+
+class _TrunkRead(Exception):  # noqa: N818 – no error: where reading stops
+    """Ends a forward pass of the base: what the trunk makes of it is all that the one router reads."""
 
 
 class Stack(NamedTuple):
@@ -243,6 +248,8 @@ def _read_once(
         # A text that is written is read at its beginning.
         if pool.held is None or "router" not in pool.held:
             seen[reader].append(mounted[reader].gate.reading(hidden, pool))
+        if options.router_reads == "trunk":
+            raise _TrunkRead
 
     own = {}
     for reader, (_, router) in mounted.items():
@@ -252,5 +259,6 @@ def _read_once(
             router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args, r.pool))
     with torch.no_grad(), watch_inputs(own, lambda name, x: see(name, [x], layers[name].pool)):
         for part in split(batch, FORWARD_BATCH):
-            base.backbone.features(model, part)
+            with suppress(_TrunkRead):
+                base.backbone.features(model, part)
     return {reader: torch.cat(parts) for reader, parts in seen.items()}
