@@ -1,14 +1,14 @@
 """What it gains, and changes, to use only the experts whose gate matters, against the number T of tasks.
 
     python benchmarks/sparse.py --wall                          # T = 1, 2, 4, … 64
-    python benchmarks/sparse.py --blocks 2 --tasks 8 64 --batch 1
+    python benchmarks/sparse.py --blocks 4 --tasks 8 64 --batch 1
 
-ViT-B/32 shapes, random weights, rank 64. Gates are in closed form, softmax at temperature 0.1, read from the
-first half of the blocks: solved from random images, those of a task around a mean of their own. A batch goes
-round the tasks. Printed for each T are the times of a forward pass as multiples of the base model's – ``no
-expert``: with the router but no expert at all, ``from x``: the experts with gates from x on – and in brackets
-the share of samples for which a random head of 100 classes says what it says with all experts, and how many
-experts a sample uses in the mean.
+ViT-B/32 shapes, random weights, rank 64. Gates are in closed form as they are by default, read after a
+quarter, a half and three quarters of the blocks: solved from random images, those of a task around a mean of
+their own. A batch goes round the tasks. Printed for each T are the times of a forward pass as multiples of
+the base model's – ``no expert``: with the router but no expert at all, ``from x``: the experts with gates
+from x on – and in brackets the share of samples for which a random head of 100 classes says what it says with
+all experts, and how many experts a sample uses in the mean.
 """
 
 import json
@@ -36,9 +36,11 @@ from mingle.layers import (
     trunk_of,
     wrap,
 )
+from mingle.methods._mingle_options import MingleOptions
 from mingle.provenance import machine, versions
 
 STACK, SEEDS, SPREAD = "vision_model.encoder", 8, 2.0
+ROUTER = MingleOptions()
 KEPT = {
     "all": Selection(),
     "no expert": Selection(threshold=2.0),
@@ -82,12 +84,12 @@ def read(blocks: int, tasks: int) -> list[Tensor]:
 
 
 def _serving(stack: nn.Module, weight: Tensor | None, pool: PooledInput, blocks: int) -> TrunkRouter:
-    trunk = trunk_of(stack, "layers", blocks // 2)
-    gate, read_of = (
-        ClosedFormGate(weight, Reading("mean+std"), Decision()),
-        list(trunk.get_submodule("layers")),
-    )
-    router = TrunkRouter(gate, pool, trunk, read_of[-1:])
+    depths = [quarters * blocks // 4 for quarters in (1, 2, 3)]
+    trunk = trunk_of(stack, "layers", depths[-1])
+    read_of = [trunk.get_submodule(f"layers.{depth - 1}") for depth in depths]
+    decision = Decision(ROUTER.router_form, ROUTER.router_temperature)
+    gate = ClosedFormGate(weight, Reading(ROUTER.router_features), decision)
+    router = TrunkRouter(gate, pool, trunk, read_of)
     router.serve(stack)
     return router
 
@@ -102,7 +104,8 @@ def merged(blocks: int, seen: list[Tensor]) -> nn.Module:
         pairs = experts(shape, len(seen), 1000 * number)
         size = 0.1 * float(layer.linear.get_parameter("weight").norm())
         layer.extend(LowRankExpert(A * (size / A.norm()), B) for B, A in pairs)
-    weight = RouterSystem([router_statistics(part) for part in seen], 1e-3).weight().float()
+    statistics = [router_statistics(part) for part in seen]
+    weight = RouterSystem(statistics, ROUTER.router_ridge).weight().float()
     pool = next(iter(layers.values())).pool
     router = _serving(model.get_submodule(STACK), weight, pool, blocks)
     for layer in layers.values():
