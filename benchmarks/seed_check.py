@@ -24,7 +24,8 @@ from mingle.adaptation import router_statistics
 from mingle.backbones import BACKBONES
 from mingle.methods import Base, State, Step
 from mingle.methods._mingle_analytic import _read
-from mingle.methods._mingle_options import MingleOptions, resolve
+from mingle.methods._mingle_options import MingleOptions
+from mingle.methods._mingle_resolve import resolve
 from mingle.methods._seed_check import ASKED, FEWEST, nearest_task, seed_looks
 from mingle.suites import Suite, open_suite, pick, task_head
 

@@ -157,8 +157,8 @@ PACKAGES = {
     "export": "EXPORT_FILE TARGETS MergedModel Push Target export_run from_pretrained model_card push_run",
     "layers": "ClosedFormGate ClosedFormRouter Decision Energy Gate GateReduction LinearGroup LowRankExpert "
     "MixtureLinear MixtureNorm Placement PooledInput Reading RoutedMLP RouterFeatures RouterForm "
-    "Selection SubspaceGate TokenRouter TrunkRouter build_expert is_linear is_transposed kept_wide mixtures "
-    "select_experts trunk_of unwrap wrap wrap_norms",
+    "Selection StemRouter SubspaceGate TokenRouter TrunkRouter build_expert is_linear is_transposed "
+    "kept_wide mixtures select_experts trunk_of unwrap wrap wrap_norms",
     "methods": "METHODS Arrival Base Method NoOptions SeedPool State Step",
     "subspace": "PROJECTIONS WIDE Basis Factors NullSpaceProjector Projection SecondMoment effective_rank "
     "extend_basis numerical_rank polar project_delta svd_of_factors truncated_svd",

@@ -54,7 +54,7 @@ def assert_graph_and_folder(run, pixels, tmp_path):
         assert torch.equal(from_pretrained(tmp_path / "hf").model(**batch).image_embeds, expected)
 
 
-@pytest.mark.parametrize("reads", ["trunk", "block", "layer"])
+@pytest.mark.parametrize("reads", ["trunk", "stem", "block", "layer"])
 def test_gates_in_closed_form_are_in_the_graph_and_in_the_folder(narrow, pixels, tmp_path, reads):
     options = {"gates": "analytic", "router_reads": reads, "rank": 28}
     run = merge(tmp_path / "run", narrow, pixels, "mingle", tasks=TASKS[:2], **options)

@@ -1,12 +1,13 @@
 """Gates in closed form: the statistics, what routers read in every family, and the merged model."""
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook
 
 from mingle.adaptation import RouterSystem, router_statistics
 from mingle.backbones import BACKBONES
@@ -20,7 +21,7 @@ from ..backbones.families import FAMILIES
 from ..conftest import tensors_of
 from .conftest import TASKS
 
-READS = ("trunk", "block", "layer")
+READS = ("trunk", "stem", "block", "layer")
 # Text that is written has its own way through a model; every way of reading pictures is another trunk.
 KINDS = (
     "clip",
@@ -150,14 +151,15 @@ def test_forms():
 
 @pytest.mark.parametrize("reads", READS)
 def test_the_gates_are_the_solution_on_what_was_read(merge, pool, reads):
-    """By plain formulas: of a trunk, the hidden states of the frozen base."""
+    """By plain formulas: of a trunk and a stem, the hidden states of the frozen base."""
     method = build(router_reads=reads, router_depths=(1, 2) if reads == "trunk" else None, seeds_in_all=40)
     state = merge(method)
     newest = state.steps[-1].tensors["router"]
     places = [name.removesuffix(".weight") for name in newest if name.endswith(".weight")]
-    assert len(places) == {"trunk": 1, "block": 2, "layer": 8}[reads]
-    if reads == "trunk":
-        hidden = state.base.model()(**pool.batch, output_hidden_states=True).hidden_states[1:]
+    assert len(places) == {"trunk": 1, "stem": 1, "block": 2, "layer": 8}[reads]
+    if reads in ("trunk", "stem"):
+        depths = {"trunk": 2, "stem": 1}[reads]
+        hidden = state.base.model()(**pool.batch, output_hidden_states=True).hidden_states[1 : depths + 1]
         x = torch.stack([read(tokens) for tokens in zip(*hidden, strict=True)]).double()
         # All tasks have the same seeds here, and so the same gates.
         expected = joint([x, x, x], 1e-2)
@@ -168,18 +170,34 @@ def test_the_gates_are_the_solution_on_what_was_read(merge, pool, reads):
         torch.testing.assert_close(gates, (x @ expected.mT / 0.05).softmax(1).float(), atol=1e-4, rtol=1e-4)
 
 
-def test_reading_seeds_runs_no_more_than_the_trunk(base, arrive):
+@contextmanager
+def blocks_that_run(base):
+    """The blocks of the base's class that finish while this is open."""
+    ran, kind = [], type(base.model().get_submodule("vision_model.encoder.layers.0"))
+    with register_module_forward_hook(lambda m, *_: ran.append(m) if isinstance(m, kind) else None):
+        yield ran
+
+
+@pytest.mark.parametrize("reads", ["trunk", "stem"])
+def test_reading_seeds_runs_no_more_than_what_is_read(base, arrive, reads):
     """Nothing of the merged model, and of the base the blocks that are read, once."""
-    ran = []
-    blocks = type(base.model().get_submodule("vision_model.encoder.layers.0"))
-    hook = register_module_forward_pre_hook(
-        lambda module, _: ran.append(module) if isinstance(module, blocks) else None
-    )
-    method = build(router_depths=(1,), seeds_in_all=40)
-    with hook:
+    method = build(router_reads=reads, router_depths=(1,), seeds_in_all=40)
+    with blocks_that_run(base) as ran:
         # Without a head the seeds are not shown to the checkpoint.
         method.update(method.init(base), arrive(TASKS[0], head=None))
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(("reads", "runs"), [("trunk", 3), ("stem", 2)])
+def test_a_stem_has_no_experts_and_is_not_computed_twice(merge, base, pool, reads, runs):
+    method = build(router_reads=reads, router_depths=(1,), vectors="gated")
+    state = merge(method)
+    first = [name for name in state.steps[0].tensors["experts"] if ".layers.0." in name]
+    assert (first == []) == (reads == "stem")
+    model = method.model(state)
+    with blocks_that_run(base) as ran:
+        model(**pool.batch)
+    assert len(ran) == runs
 
 
 @pytest.mark.parametrize("reads", READS)
@@ -279,13 +297,10 @@ def test_limits_that_are_none_are_refused(limits):
 def test_routers_are_counted_once(merge, base, reads):
     method = build(router_reads=reads)
     state = merge(method)
-    plain = merge(METHODS.get("oracle").with_preset("default", {"rank": 4}))
     found = parameters(method.model(state))["parameters"]
-    bare = parameters(METHODS.get("oracle").with_preset("default", {"rank": 4}).model(plain, TASKS[0]))
-    newest = state.steps[-1].tensors["router"]
-    rows = sum(t.numel() for name, t in newest.items() if name.endswith(".weight"))
-    gates = 3 * bare["gate_parameters"]
-    assert found == bare["parameters"] - gates + rows
+    kept = [t.numel() for step in state.steps for t in step.tensors["experts"].values()]
+    rows = [t.numel() for name, t in state.steps[-1].tensors["router"].items() if name.endswith(".weight")]
+    assert found == parameters(base.model())["parameters"] + sum(kept) + sum(rows)
 
 
 def test_the_same_seeds_give_the_same_bits(merge):
@@ -342,6 +357,7 @@ def test_refining_takes_the_loss_down(merge):
             r"router_depths: expected rising .* 1 to 2, .* found \(2, 1\)",
         ),
         ({"seeds": "teacher"}, ConfigError, "ask no teacher"),
+        ({"router_reads": "stem", "router_depths": (2,)}, ConfigError, "from 1 to 1 .*layers has 2 blocks"),
         ({"vectors": "gated", "router_reads": "block"}, ConfigError, "vectors: .* use router_reads 'trunk'"),
     ],
 )

@@ -7,6 +7,7 @@ from mingle.layers.closed_form import (
     Reading,
     RouterFeatures,
     RouterForm,
+    StemRouter,
     TrunkRouter,
     trunk_of,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "RouterFeatures",
     "RouterForm",
     "Selection",
+    "StemRouter",
     "SubspaceGate",
     "TokenRouter",
     "TrunkRouter",

@@ -5,6 +5,7 @@ Shapes: N samples; T tasks; x (N, …, d) an input, its middle axes are tokens; 
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Self
 
@@ -144,7 +145,31 @@ class ClosedFormRouter(nn.Module):
             self.gate.values = self(*self.input_of(args, kwargs))
 
 
-class TrunkRouter(ClosedFormRouter):
+class StemRouter(ClosedFormRouter):
+    """``g = decision(W x̃)`` of what the first blocks of the model, which have no experts, make of an input.
+
+    The reader is the block after them: nothing is computed twice.
+    """
+
+    def __init__(self, solved: ClosedFormGate, pool: PooledInput, read: Sequence[nn.Module]) -> None:
+        """``read``: the blocks whose outputs are read, in the order in which they run."""
+        super().__init__(solved, pool)
+        self._seen = dict[int, Tensor]()
+        for place, block in enumerate(read):
+            block.register_forward_hook(partial(self._see, place))
+
+    def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """(N, S, d) each: the outputs of the blocks that are read."""
+        del args, kwargs
+        seen, self._seen = self._seen, {}
+        return [seen[place] for place in sorted(seen)]
+
+    def _see(self, place: int, block: nn.Module, given: object, found: Tensor | tuple[Tensor, ...]) -> None:
+        del block, given
+        self._seen[place] = found if isinstance(found, Tensor) else found[0]
+
+
+class TrunkRouter(StemRouter):
     """``g = decision(W x̃)`` of what the first blocks of the frozen base make of an input.
 
     Experts that are added do not change what it reads; a prediction pays for these blocks twice.
@@ -154,25 +179,17 @@ class TrunkRouter(ClosedFormRouter):
         self, solved: ClosedFormGate, pool: PooledInput, trunk: nn.Module, read: Sequence[nn.Module]
     ) -> None:
         """``trunk``: see `trunk_of`; ``read``: those of its blocks whose outputs are read."""
-        super().__init__(solved, pool)
+        super().__init__(solved, pool, read)
         # Its parts belong to the model, which would otherwise have them under two names.
-        self._trunk, self._seen = [trunk], list[Tensor]()
-        for block in read:
-            block.register_forward_hook(self._see)
+        self._trunk = [trunk]
 
     @torch.no_grad()
     def input_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """(N, S, d) each: the outputs of the blocks that are read, on the inputs of the whole stack."""
         # What a cache holds is of the stack.
         fresh = {"past_key_values": None, "use_cache": False}
-        self._seen = []
         self._trunk[0](*args, **kwargs | {name: fresh[name] for name in fresh if name in kwargs})
-        seen, self._seen = self._seen, []
-        return seen
-
-    def _see(self, block: nn.Module, given: object, found: Tensor | tuple[Tensor, ...]) -> None:
-        del block, given
-        self._seen.append(found if isinstance(found, Tensor) else found[0])
+        return super().input_of(args, kwargs)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # Containers of the trunk may hold buffers of their own.

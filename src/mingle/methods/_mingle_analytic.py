@@ -23,7 +23,7 @@ from mingle.adaptation import (
 )
 from mingle.backbones import Batch, count, split
 from mingle.backbones.base_backbone import FORWARD_BATCH
-from mingle.errors import CheckpointError, ConfigError
+from mingle.errors import CheckpointError
 from mingle.layers import (
     ClosedFormGate,
     ClosedFormRouter,
@@ -31,21 +31,16 @@ from mingle.layers import (
     MixtureLinear,
     PooledInput,
     Reading,
+    StemRouter,
     TrunkRouter,
     trunk_of,
 )
-from mingle.methods._mingle_experts import merged_groups, mount_experts, mount_norms
+from mingle.methods._mingle_experts import mount_experts, mount_norms
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions, RouterOptions
+from mingle.methods._mingle_resolve import places, stack_of
 from mingle.methods._seed_samples import seed_report
 from mingle.methods.base_experts import Tensors, lone_expert
 from mingle.methods.base_method import Arrival, Base, State, require_pool
-
-
-class Place(NamedTuple):
-    """A module whose input is read, and the Linears that get the gates."""
-
-    reader: str
-    linears: tuple[str, ...]
 
 
 class Mounted(NamedTuple):
@@ -55,16 +50,8 @@ class Mounted(NamedTuple):
     router: ClosedFormRouter | None
 
 
-class _TrunkRead(Exception):  # noqa: N818 – no error: where reading stops
-    """Ends a forward pass of the base: what the trunk makes of it is all that the one router reads."""
-
-
-class Stack(NamedTuple):
-    """The module that runs numbered blocks, what it calls them, and after how many of them a router reads."""
-
-    name: str
-    blocks: str
-    depths: tuple[int, ...]
+class _AllRead(Exception):  # noqa: N818 – no error: where reading stops
+    """Ends a forward pass of the base: the one router has read."""
 
 
 def solved_gates(
@@ -144,12 +131,12 @@ def mount_routers(
     base: Base,
     model: nn.Module,
     layers: Mapping[str, MixtureLinear],
-    options: RouterOptions,
+    options: MingleOptions,
     solved: Mapping[str, Tensor],
 ) -> dict[str, Mounted]:
     """Gives every layer its gate; without a ``<place>.weight`` among ``solved`` all gates are 1."""
     reading, mounted = Reading(options.router_features), dict[str, Mounted]()
-    for reader, linears in _places(base, options):
+    for reader, linears in places(base, options):
         pool, weight = layers[linears[0]].pool, solved.get(f"{reader}.weight")
         # Gates decide in float32, the statistics are in float64.
         gate = ClosedFormGate(
@@ -158,16 +145,10 @@ def mount_routers(
             _decision(options),
             solved.get(f"{reader}.confusion"),
         )
-        router: ClosedFormRouter | None = None
+        router = None
         if options.router_reads != "layer":
             module = model.get_submodule(reader)
-            if options.router_reads == "trunk":
-                stack = _stack(base, options)
-                trunk = trunk_of(module, stack.blocks, stack.depths[-1])
-                blocks = list(trunk.get_submodule(stack.blocks).children())
-                router = TrunkRouter(gate, pool, trunk, [blocks[depth - 1] for depth in stack.depths])
-            else:
-                router = ClosedFormRouter(gate, pool)
+            router = _router(gate, pool, base, model, module, options)
             router.serve(module)
         held = gate if router is None else router.gate
         held.reduction = options.gate_reduction
@@ -177,42 +158,22 @@ def mount_routers(
     return mounted
 
 
-def _places(base: Base, options: RouterOptions) -> list[Place]:
-    groups = merged_groups(base, options)
-    if options.router_reads == "layer":
-        return [Place(group.name, group.linears) for group in groups]
-    merged = {name for group in groups for name in group.linears}
-    # In the model's order, for what the first Linear of a block reads is the block's own input.
-    every = tuple(name for name, _ in base.outline.named_modules() if name in merged)
-    if options.router_reads == "trunk":
-        return [Place(_stack(base, options).name, every)]
-    blocks: dict[str, list[str]] = {}
-    for name in every:
-        blocks.setdefault(_block(name), []).append(name)
-    return [Place(block, tuple(linears)) for block, linears in blocks.items()]
-
-
-def _stack(base: Base, options: RouterOptions) -> Stack:
-    """The stack of the first merged Linear. Raises ConfigError for depths that it has not."""
-    names = [name for group in merged_groups(base, options) for name in group.linears]
-    blocks = _block(names[0]).rpartition(".")[0]
-    most = len(list(base.outline.get_submodule(blocks).children()))
-    depths = options.router_depths or sorted({max(1, quarters * most // 4) for quarters in (1, 2, 3)})
-    if list(depths) != sorted(set(depths)) or not 1 <= depths[0] <= depths[-1] <= most:
-        raise ConfigError(
-            f"router_depths: expected rising numbers from 1 to {most}, the blocks of {blocks}, found {depths}"
-        )
-    stack, _, local = blocks.rpartition(".")
-    return Stack(stack, local, tuple(depths))
-
-
-def _block(linear: str) -> str:
-    """The name of the numbered block that a Linear is part of. Raises ConfigError where it is in none."""
-    parts = linear.split(".")
-    for place, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[: place + 1])
-    raise ConfigError(f"router_reads: {linear} is part of no numbered block; use 'layer'")
+def _router(
+    gate: ClosedFormGate,
+    pool: PooledInput,
+    base: Base,
+    model: nn.Module,
+    reader: nn.Module,
+    options: MingleOptions,
+) -> ClosedFormRouter:
+    if options.router_reads == "block":
+        return ClosedFormRouter(gate, pool)
+    stack = stack_of(base, options)
+    if options.router_reads == "stem":
+        return StemRouter(gate, pool, [model.get_submodule(stack.block(depth - 1)) for depth in stack.depths])
+    trunk = trunk_of(reader, stack.blocks, stack.depths[-1])
+    blocks = list(trunk.get_submodule(stack.blocks).children())
+    return TrunkRouter(gate, pool, trunk, [blocks[depth - 1] for depth in stack.depths])
 
 
 def _decision(options: RouterOptions) -> Decision:
@@ -222,11 +183,11 @@ def _decision(options: RouterOptions) -> Decision:
 def _read(state: State, options: ResolvedOptions, newest: Tensors, batch: Batch) -> dict[str, Tensor]:
     """What a router at every place reads of the samples: (n, d̃).
 
-    In the base alone for a trunk. Elsewhere once in the base and once with the new expert, or the earlier one
-    that stands for it, at gate 1: the two ends of what a sample of the task can meet there, (2n, d̃).
+    In the base alone for a trunk or a stem. Elsewhere once in the base and once with the new expert, or the
+    earlier one that stands for it, at gate 1: the two ends of what a sample of the task can meet, (2n, d̃).
     """
     found = _read_once(state.base, options, None, batch)
-    if options.router_reads != "trunk":
+    if not options.reads_base:
         steps = [*(step.tensors for step in state.steps), newest]
         own = dict(newest["experts"])
         for name in [name.removesuffix(".A") for name in own if name.endswith(".A")]:
@@ -248,8 +209,8 @@ def _read_once(
         # A text that is written is read at its beginning.
         if pool.held is None or "router" not in pool.held:
             seen[reader].append(mounted[reader].gate.reading(hidden, pool))
-        if options.router_reads == "trunk":
-            raise _TrunkRead
+        if options.reads_base:
+            raise _AllRead
 
     own = {}
     for reader, (_, router) in mounted.items():
@@ -259,6 +220,6 @@ def _read_once(
             router.register_forward_pre_hook(lambda r, args, reader=reader: see(reader, args, r.pool))
     with torch.no_grad(), watch_inputs(own, lambda name, x: see(name, [x], layers[name].pool)):
         for part in split(batch, FORWARD_BATCH):
-            with suppress(_TrunkRead):
+            with suppress(_AllRead):
                 base.backbone.features(model, part)
     return {reader: torch.cat(parts) for reader, parts in seen.items()}

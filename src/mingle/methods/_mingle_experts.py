@@ -11,18 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from mingle.layers import Energy, LinearGroup, MixtureLinear, build_expert, wrap, wrap_norms
-from mingle.methods._mingle_options import ExpertOptions, MingleOptions, ResolvedOptions
+from mingle.methods._mingle_options import MingleOptions, ResolvedOptions
+from mingle.methods._mingle_resolve import merged_groups
 from mingle.methods._mingle_similarity import overlap_report, shared_energy
 from mingle.methods.base_experts import Tensors, served_expert, sharing_of
 from mingle.methods.base_method import Arrival, Base, Progress, State, silent
 from mingle.weights import task_vector
 
 Experts = Mapping[str, Tensor]
-
-
-def merged_groups(base: Base, options: ExpertOptions) -> list[LinearGroup]:
-    """The Linears that the options select, by shared input. Raises UnknownNameError."""
-    return base.backbone.groups(base.outline, options.sites)
 
 
 def build_experts(
@@ -89,7 +85,7 @@ def mount_experts(
 ) -> tuple[nn.Module, dict[str, MixtureLinear]]:
     """The base with the experts of all steps in their Linears, which still lack their gates."""
     model = state.base.model()
-    layers = wrap(model, state.base.backbone.groups(model, options.sites), options.gate_reduction)
+    layers = wrap(model, merged_groups(state.base, options), options.gate_reduction)
     steps = _steps(state, newest)
     for name, layer in layers.items():
         layer.extend(served_expert(steps, index, name) for index in range(len(steps)))

@@ -17,8 +17,9 @@ from mingle.adaptation import OBJECTIVES, GateGroup, adapt, draw_batches, second
 from mingle.backbones import Batch, Head, Lesson, count, split, take
 from mingle.backbones.base_backbone import FORWARD_BATCH
 from mingle.layers import LinearGroup, MixtureLinear, Placement
-from mingle.methods._mingle_experts import Experts, assemble, merged_groups
+from mingle.methods._mingle_experts import Experts, assemble
 from mingle.methods._mingle_options import MingleOptions, MingleReplay, ResolvedOptions
+from mingle.methods._mingle_resolve import merged_groups
 from mingle.methods._seed_check import SeedLooks, look_at_seeds
 from mingle.methods._seed_samples import derived_generator, seed_report
 from mingle.methods.base_experts import Tensors

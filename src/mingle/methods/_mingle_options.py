@@ -1,6 +1,5 @@
 """Options, presets and replays of the method; each preset states every option that makes it what it is."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -11,9 +10,7 @@ from torch import Tensor
 
 from mingle.adaptation import SeedSelection
 from mingle.config import Options
-from mingle.errors import ConfigError
 from mingle.layers import GateReduction, RouterFeatures, RouterForm
-from mingle.methods.base_method import Base
 from mingle.subspace import Basis, Projection
 
 REFERENCE_WIDTH = 768
@@ -89,8 +86,9 @@ class RouterOptions(GateOptions):
     """How gates in closed form (``gates="analytic"``) read an input, and what they make of it.
 
     ``router_reads``: the first blocks of the frozen base, which a prediction then computes twice (``trunk``);
-    the input of every block (``block``); or what each Linear reads (``layer``).
-    ``router_depths``: after how many blocks of the trunk; None: a quarter, a half and three quarters of all.
+    those of the merged model, which then have no experts (``stem``); the input of every block (``block``); or
+    what each Linear reads (``layer``). ``router_depths``: after how many blocks of the trunk or stem; None: a
+    quarter, a half and three quarters of all; of a stem, after every block of the first quarter.
     ``router_share="confused"``: gates of tasks that a router takes for each other are shared, as often as
     it does so on seeds that were left out (raw scores are not). ``router_rank``: rows that a task's second
     moment keeps at most; None: all. ``refine``: steps of distillation after that, for the newest gates; they
@@ -98,7 +96,7 @@ class RouterOptions(GateOptions):
     the new task's seeds (above 1: of none).
     """
 
-    router_reads: Literal["trunk", "block", "layer"] = "trunk"
+    router_reads: Literal["trunk", "stem", "block", "layer"] = "trunk"
     router_depths: tuple[int, ...] | None = Field(None, min_length=1)
     router_features: RouterFeatures = "mean+std+first"
     router_ridge: float = Field(1e-2, gt=0)
@@ -109,6 +107,11 @@ class RouterOptions(GateOptions):
     router_share: Literal["none", "confused"] = "none"
     refine: int = Field(0, ge=0)
     similar: float = Field(0.1, gt=0)
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether there is one router, and experts change nothing that it reads."""
+        return self.router_reads in {"trunk", "stem"}
 
 
 class MingleOptions(RouterOptions):
@@ -145,44 +148,6 @@ class ResolvedOptions(MingleOptions):
     """Options with the rank that is used for a model."""
 
     rank: int = Field(ge=1)
-
-
-def width_rule(base: Base) -> int:
-    """Rank for the base's width d: ``clamp(64·d/768, 16, 64)``."""
-    width = base.backbone.width(base.outline)
-    return min(max(64 * width // REFERENCE_WIDTH, 16), 64)
-
-
-def resolve(options: ExpertOptions, base: Base) -> ResolvedOptions:
-    """Mingle's options as far as these name them, the rest at its defaults, rank by the width rule.
-
-    Raises UnknownNameError for the sites, ConfigError for MB that do not hold a rank in every Linear.
-    """
-    groups = base.backbone.groups(base.outline, options.sites)
-    chosen = options.model_dump(include=set(ResolvedOptions.model_fields), exclude_none=True)
-    resolved = ResolvedOptions.model_validate({"rank": width_rule(base)} | chosen)
-    if resolved.gates == "analytic":
-        _check_router(resolved)
-    if isinstance(resolved.budget, str):
-        linears = [f"{name}.weight" for group in groups for name in group.linears]
-        numbers = sum(sum(base.checkpoint.entries[name].shape) for name in linears)
-        least = numbers * (resolved.stored_dtype or base.dtype).itemsize
-        if bytes_of(resolved.budget) < least:
-            raise ConfigError(
-                f"budget: {resolved.budget} is less than one rank in each of {len(linears)} Linears; "
-                f"expected at least {math.ceil(least / 1e3) / 1e3:g}MB"
-            )
-    return resolved
-
-
-def _check_router(options: MingleOptions) -> None:
-    if options.seeds == "teacher" and not options.refine:
-        raise ConfigError("seeds: gates in closed form ask no teacher; use 'random' or 'label'")
-    if options.vectors == "gated" and options.router_reads != "trunk":
-        raise ConfigError(
-            "vectors: LayerNorms run before what a router reads in their block; use router_reads 'trunk', or "
-            "drop the vectors"
-        )
 
 
 LEARNED: dict[str, Any] = {

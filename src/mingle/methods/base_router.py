@@ -7,7 +7,8 @@ from torch import nn
 
 from mingle.layers import MixtureLinear
 from mingle.methods._mingle_experts import build_experts, mount_experts
-from mingle.methods._mingle_options import ExpertOptions, resolve
+from mingle.methods._mingle_options import ExpertOptions
+from mingle.methods._mingle_resolve import resolve
 from mingle.methods.base_method import Arrival, Base, Method, Progress, State, Step, silent
 
 ExpertOptionsT = TypeVar("ExpertOptionsT", bound=ExpertOptions)

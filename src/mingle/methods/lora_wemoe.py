@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from mingle.layers import build_expert
-from mingle.methods._mingle_options import width_rule
+from mingle.methods._mingle_resolve import width_rule
 from mingle.methods.base_method import Base
 from mingle.methods.base_wemoe import PRESETS, WemoeMethod, WemoeOptions
 

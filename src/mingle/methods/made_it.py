@@ -22,7 +22,8 @@ from torch.nn.functional import normalize, pad
 
 from mingle.layers import LowRankExpert, MixtureLinear, SubspaceGate
 from mingle.methods._mingle_experts import build_experts
-from mingle.methods._mingle_options import ExpertOptions, resolve
+from mingle.methods._mingle_options import ExpertOptions
+from mingle.methods._mingle_resolve import resolve
 from mingle.methods.base_experts import Tensors, served_expert
 from mingle.methods.base_method import Arrival, Base, Progress, State, Step, silent
 from mingle.methods.base_router import RouterMethod

@@ -17,8 +17,9 @@ from mingle.methods._mingle_analytic import routed_model
 from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import adapt_gates, static_gates
-from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions, resolve
+from mingle.methods._mingle_options import PRESETS, MingleOptions, MingleReplay, ResolvedOptions
 from mingle.methods._mingle_refine import analytic_gates
+from mingle.methods._mingle_resolve import resolve
 from mingle.methods._seed_check import seed_check
 from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import (

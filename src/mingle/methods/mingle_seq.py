@@ -12,7 +12,8 @@ from mingle.layers import LowRankExpert, MixtureLinear
 from mingle.methods._mingle_budget import within_budget
 from mingle.methods._mingle_experts import assemble, build_experts
 from mingle.methods._mingle_gates import GateTraining, gate_tensors, new_directions, open_gates, train_gates
-from mingle.methods._mingle_options import GateOptions, ResolvedOptions, resolve
+from mingle.methods._mingle_options import GateOptions, ResolvedOptions
+from mingle.methods._mingle_resolve import resolve
 from mingle.methods._seed_samples import (
     LabelledMethod,
     cross_entropy_on,

@@ -25,6 +25,7 @@ PLUGIN = Table(
         MINGLE,
         Contender("… projected", "mingle", options={"projection": "block"}),
         Contender("… shared where confused", "mingle", options={"router_share": "confused"}),
+        Contender("… reads a stem", "mingle", options={"router_reads": "stem"}),
         Contender("… reads every block", "mingle", options={"router_reads": "block"}),
         Contender("… reads every Linear", "mingle", options={"router_reads": "layer"}),
         *(
