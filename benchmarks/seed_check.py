@@ -49,7 +49,7 @@ def look(suite: Suite) -> Seen:
         pool = suite.seeds(task)
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
         batches[task] = backbone.prepare(pick(pool, order[:SEEDS].tolist()), base.checkpoint)
-        read[task] = next(iter(_read(State(base), options, {}, batches[task]).values()))
+        read[task] = next(iter(_read(State(base), options, {}, batches[task]).values())).flatten(0, 1)
     logits = {}
     for task in suite.tasks:
         model = backbone.build(backbone.open(suite.checkpoint(task), base.checkpoint), base.checkpoint)

@@ -108,11 +108,24 @@ def test_text_has_no_pictures_to_change(kind):
 
 @pytest.mark.parametrize(
     ("kind", "amount"),
-    [("wrong", 1.5), ("wrong", -0.1), ("few", 0), ("few", 2.5), ("unbalanced", 0.5), ("contrast", 6)],
+    [
+        ("wrong", 1.5),
+        ("wrong", -0.1),
+        ("few", 0),
+        ("few", 2.5),
+        ("few", float("inf")),
+        ("unbalanced", 0.5),
+        ("contrast", 6),
+    ],
 )
 def test_an_amount_that_cannot_be_is_refused(kind, amount):
     with pytest.raises(ConfigError, match=f"{kind}: expected .* from .* found {amount}"):
         varied(kind, amount)
+
+
+def test_seeds_of_a_task_that_has_none_are_refused():
+    with pytest.raises(SeedsError, match="the other task has no seeds"):
+        varied("wrong", other=OTHER[:0])
 
 
 def test_an_unknown_kind_is_refused():

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch.nn.modules.module import register_module_forward_hook
 
 from mingle.adaptation import RouterSystem, router_statistics
-from mingle.backbones import BACKBONES
-from mingle.errors import ConfigError, DivergedError, SeedsError
+from mingle.backbones import BACKBONES, split
+from mingle.backbones.clip import Clip
+from mingle.errors import ConfigError, DivergedError, SeedsError, translated
 from mingle.evaluation.final import parameters
 from mingle.layers import Decision, PooledInput, Reading, mixtures
 from mingle.methods import METHODS, Arrival, Base, SeedPool
@@ -340,6 +341,70 @@ def test_refining_takes_the_loss_down(merge):
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
+# --- how often a model runs what is read
+
+
+class InEights(Clip):
+    """Runs a few samples at a time."""
+
+    def features(self, model, batch):
+        with translated(DivergedError, "model: cannot run"):
+            return torch.cat([super(InEights, self).features(model, part) for part in split(batch, 8)])
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_a_model_may_run_a_few_samples_at_a_time(zoo, merge, arrive, reads):
+    method = build(router_reads=reads, seeds_in_all=40)
+    base = Base(InEights(), InEights().open(zoo / "base"))
+    found = method.update(method.init(base), arrive(TASKS[0])).steps[0].tensors["router"]
+    torch.testing.assert_close(dict(found), dict(merge(method, TASKS[:1]).steps[0].tensors["router"]))
+
+
+class Often(Clip):
+    """Runs all samples once, and some of them once more."""
+
+    def features(self, model, batch):
+        found = super().features(model, batch)
+        super().features(model, next(split(batch, 3)))
+        return found
+
+
+def test_a_model_that_runs_some_samples_more_often_is_refused(zoo, arrive):
+    method = build(router_reads="layer", seeds_in_all=40)
+    base = Base(Often(), Often().open(zoo / "base"))
+    with pytest.raises(ConfigError, match=r"reads \[40, 3\] samples in its calls, expected all 40"):
+        method.update(method.init(base), arrive(TASKS[0]))
+
+
+@pytest.mark.parametrize("sites", ["full", "mlp"])
+def test_attention_weights_are_recorded_once(merge, base, pool, sites):
+    method = build(sites=sites)
+    for model in (method.model(merge(method, TASKS[:1])), base.model()):
+        model.set_attn_implementation("eager")
+        assert len(model(**pool.batch, output_attentions=True).attentions) == 2
+
+
+@pytest.mark.parametrize("more", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+def test_texts_that_go_on_in_several_ways_keep_the_gates_of_their_beginning(tmp_path, more):
+    family = FAMILIES["t5"]
+    family.write(tmp_path)
+    backbone = BACKBONES.get(family.backbone)()
+    base = Base(backbone, backbone.open(tmp_path / "base"))
+    batch = backbone.prepare(family.samples(0, 3), base.checkpoint)
+    method = build(seeds_in_all=3)
+    checkpoint = backbone.open(tmp_path / "task1")
+    state = method.update(
+        method.init(base), Arrival("task1", checkpoint, backbone.head(checkpoint), SeedPool(batch), seed=3)
+    )
+    model = method.model(state)
+    torch.manual_seed(0)
+    written = model.generate(**batch, max_new_tokens=4, **more)
+    assert len(written) == 3 * more.get("num_return_sequences", 1)
+    layer = dict(mixtures(model))["decoder.block.0.layer.0.SelfAttention.q"]
+    with pytest.raises(RuntimeError, match="gates of 3 samples for 4"):
+        layer(torch.zeros(4, 1, layer.A.shape[1]))
+
+
 # --- what is refused
 
 
@@ -349,14 +414,15 @@ def test_refining_takes_the_loss_down(merge):
         (
             {"router_depths": (1, 3)},
             ConfigError,
-            r"router_depths: expected rising .* 1 to 2, .* found \(1, 3\)",
+            r"router_depths: expected rising .* 1 to 2 .* found \(1, 3\)",
         ),
         (
             {"router_depths": (2, 1)},
             ConfigError,
-            r"router_depths: expected rising .* 1 to 2, .* found \(2, 1\)",
+            r"router_depths: expected rising .* 1 to 2 .* found \(2, 1\)",
         ),
         ({"seeds": "teacher"}, ConfigError, "ask no teacher"),
+        ({"router_ridge": 1e-12}, ConfigError, "router_ridge"),
         ({"router_reads": "stem", "router_depths": (2,)}, ConfigError, "from 1 to 1 .*layers has 2 blocks"),
         ({"vectors": "gated", "router_reads": "block"}, ConfigError, "vectors: .* use router_reads 'trunk'"),
     ],

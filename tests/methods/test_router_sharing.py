@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingle.adaptation import RouterSystem, router_statistics
+from mingle.adaptation import RouterStatistics, RouterSystem, router_statistics
 from mingle.layers import ClosedFormGate, Decision, Reading
 from mingle.methods import METHODS
 
@@ -12,17 +12,20 @@ from .conftest import TASKS
 from .test_analytic import samples
 
 
-def naive_left_out(parts, ridge):
-    """Solved anew without each sample of the last task in turn, at the weights and λ of the whole."""
+def naive_left_out(parts, ridge, times):
+    """Solved anew without each sample of the last task in turn, at the weights and λ of the whole.
+
+    A sample is ``times`` rows, one after the other.
+    """
     X, strength = parts[-1], ridge * sum(p.square().sum() / len(p) for p in parts) / parts[0].shape[1]
     rows = []
-    for k in range(len(X)):
-        left = [*parts[:-1], torch.cat([X[:k], X[k + 1 :]])]
+    for k in range(0, len(X), times):
+        left = [*parts[:-1], torch.cat([X[:k], X[k + times :]])]
         sizes = [len(part) for part in parts]
         moment = sum(part.mT @ part / size for part, size in zip(left, sizes, strict=True))
         means = torch.stack([part.sum(0) / size for part, size in zip(left, sizes, strict=True)], dim=1)
         weight = torch.linalg.solve(moment + strength * torch.eye(len(moment), dtype=moment.dtype), means)
-        rows.append(X[k] @ weight)
+        rows.append(X[k : k + times] @ weight)
     return torch.stack(rows)
 
 
@@ -31,11 +34,36 @@ def naive_left_out(parts, ridge):
     sizes=st.lists(st.integers(2, 12), min_size=1, max_size=4),
     width=st.integers(2, 30),
     ridge=st.sampled_from([1e-3, 1e-1]),
+    times=st.integers(1, 3),
 )
-def test_left_out_scores_are_those_of_solving_without_the_sample(seed, sizes, width, ridge):
-    parts = samples(seed, sizes, width)
-    found = RouterSystem([router_statistics(part) for part in parts], ridge).left_out_scores(parts[-1])
-    torch.testing.assert_close(found, naive_left_out(parts, ridge), atol=1e-7, rtol=1e-6)
+def test_left_out_scores_are_those_of_solving_without_the_sample(seed, sizes, width, ridge, times):
+    parts = samples(seed, [*sizes[:-1], sizes[-1] * times], width)
+    read = parts[-1].unflatten(0, (-1, times))
+    system = RouterSystem([router_statistics(part) for part in parts], ridge)
+    expected = naive_left_out(parts, ridge, times)
+    torch.testing.assert_close(system.left_out_scores(read), expected, atol=1e-7, rtol=1e-6)
+    # A sample that others were read more often than.
+    more = torch.cat([read, torch.zeros_like(read[:, :1])], dim=1)
+    torch.testing.assert_close(system.left_out_scores(more)[:, :times], expected, atol=1e-7, rtol=1e-6)
+
+
+def test_gates_on_seeds_are_those_of_the_refined_router(merge):
+    """What distillation added to earlier gates counts for what the new task is confused with."""
+    method = METHODS.get("mingle").with_preset("default", {"rank": 4, "refine": 30, "lr": 0.01})
+    *earlier, newest = merge(method).steps
+    place = next(n for n in newest.tensors["router"] if n.endswith(".factor")).removesuffix(".factor")
+    kept = [step.tensors["router"] for step in (*earlier, newest)]
+    system = RouterSystem([RouterStatistics(s[f"{place}.factor"], s[f"{place}.mean"]) for s in kept], 1e-2)
+    refined = torch.stack([s[f"{place}.refined"] for s in kept[:-1]])
+    weight = kept[-1][f"{place}.weight"].clone()
+    weight[-1] -= kept[-1][f"{place}.refined"]
+    torch.testing.assert_close(weight[:-1], system.weight()[:-1] + refined)
+    assert refined.abs().max() > 0.01
+    gates = list(newest.report["router"]["gates_on_seeds"].values())
+    unrefined = METHODS.get("mingle").with_preset("default", {"rank": 4})
+    without = list(merge(unrefined).steps[-1].report["router"]["gates_on_seeds"].values())
+    assert max(abs(one - other) for one, other in zip(gates, without, strict=True)) > 0.01
+    assert newest.report["router"]["bytes"] == sum(t.nbytes for t in kept[-1].values())
 
 
 def test_a_gate_is_shared_by_the_rows_of_the_confusion():

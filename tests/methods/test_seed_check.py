@@ -93,8 +93,8 @@ def knowing(base, zoo):
 
 @pytest.fixture
 def start(tmp_path, zoo):
-    def create(gates):
-        options = {"gates": gates, "rank": 4, "steps": 2}
+    def create(gates, **more):
+        options = {"gates": gates, "rank": 4, "steps": 2, **more}
         return MergeRun.create(tmp_path / gates, zoo / "base", options=options)
 
     return create
@@ -139,6 +139,14 @@ def test_seeds_of_an_earlier_task_are_recognised(start, zoo, knowing):
     with pytest.warns(SeedsWarning, match="lie where the seeds of task 'task2' lay"):
         step = run.add(zoo / "task1", seeds=foreign(40, 3), head=knowing)
     assert step.report["seed_check"]["nearest"] == "task2"
+
+
+def test_statistics_that_are_cut_name_no_task(start, zoo, knowing):
+    run = start("analytic", router_rank=1)
+    run.add(zoo / "task2", seeds=foreign(40, 2), head=knowing)
+    with pytest.warns(SeedsWarning, match="do not look like its task"):
+        step = run.add(zoo / "task1", seeds=foreign(40, 3), head=knowing)
+    assert step.report["seed_check"]["nearest"] is None
 
 
 @given(st.integers(0, 99))

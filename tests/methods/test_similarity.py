@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingle.layers import build_expert
+from mingle.layers import LowRankExpert, build_expert
 from mingle.methods import METHODS
 from mingle.methods._mingle_similarity import confused_with, overlap_report, shared_energy
 
@@ -27,6 +27,16 @@ def test_shared_energy_is_that_of_the_projected_expert(seed, ranks):
         inside = (dense @ projector).square().sum()
         chance = dense.square().sum() * torch.linalg.matrix_rank(other.A) / 7
         torch.testing.assert_close(row, torch.stack([inside, chance, dense.square().sum()]))
+
+
+def test_rows_of_an_expert_need_not_be_orthogonal():
+    """As after training A itself."""
+    new = expert(5, 3)
+    A = torch.eye(2, 7, dtype=torch.float64)
+    A[1, 0] = 9
+    trained = LowRankExpert(A, new.B[:, :2])
+    inside = (new.B @ new.A)[:, :2].square().sum()
+    torch.testing.assert_close(shared_energy(new, [trained])[0, 0], inside)
 
 
 def test_an_expert_shares_everything_with_itself_and_nothing_with_zero():

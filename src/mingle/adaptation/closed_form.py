@@ -61,17 +61,21 @@ class RouterSystem:
         return self._solved(self._means).mT.contiguous()
 
     def left_out_scores(self, read: Tensor) -> Tensor:
-        """What W scores each sample of the last task if it is solved without that sample: (n, T).
+        """What W scores each sample of the last task if it is solved without that sample: (n, k, T).
 
-        By Sherman and Morrison, with ``h = x̃ᵀ (R + λI)⁻¹ x̃ / n``: ``W x̃ / (1 − h)``, and
-        ``(w x̃ − h) / (1 − h)`` for the sample's own task. λ and the weights 1/n of the others stay.
-        ``read``: X, of which the statistics of the last task hold everything.
+        ``read`` (n, k, d̃): all that the statistics of the last task hold, X_i (k, d̃) of sample i; rows of
+        zeros are none. By Woodbury, with ``H = X_i (R + λI)⁻¹ X_iᵀ / L`` and L rows in all:
+        ``(I − H)⁻¹ (X_i Wᵀ − H 1 eᵀ)``, e the column of the task itself. λ and the weights 1/L of the other
+        rows stay.
         """
         exact = read.detach().double()
-        leverage = (exact * self._solved(exact.mT).mT).sum(dim=1, keepdim=True) / len(exact)
+        solved = self._solved(exact.flatten(0, 1).mT).mT.reshape(exact.shape)
+        leverage = exact @ solved.mT / exact.any(dim=2).sum()
         scores = exact @ self.weight().mT
-        scores[:, -1:] -= leverage
-        return scores / (1 - leverage)
+        scores[..., -1] -= leverage.sum(dim=2)
+        kept = torch.eye(read.shape[1], dtype=scores.dtype) - leverage
+        left_out: Tensor = torch.linalg.solve(kept, scores)
+        return left_out
 
     def _solved(self, right: Tensor) -> Tensor:
         """``(R + λI)⁻¹ right``."""

@@ -39,9 +39,8 @@ def described(report: dict[str, Any]) -> list[str]:
         lines.append(f"adaptation  {len(losses)} steps, loss {losses[0]:.4f} → {losses[-1]:.4f}")
     if "seeds" in report:
         seeds = report["seeds"]
-        lines.append(
-            f"seeds       {seeds['used']} of {seeds['pool']}, {seeds['selection']}, from {seeds['source']}"
-        )
+        source = visible(seeds["source"])
+        lines.append(f"seeds       {seeds['used']} of {seeds['pool']}, {seeds['selection']}, from {source}")
     if "settings" in report:
         lines.append(settings_text(report["settings"]))
     return lines

@@ -42,13 +42,13 @@ def vary(pool: Samples, kind: str, amount: float, draws: random.Random, elsewher
     ``flips``, ``colour``, ``mixup``: ``amount`` samples, and four augmented copies of each. Any of
     ``CORRUPTIONS``: at severity ``amount``.
 
-    Raises UnknownNameError, ConfigError for an amount that it cannot have, SeedsError for images where there
-    are texts.
+    Raises UnknownNameError, ConfigError for an amount that it cannot have, SeedsError for texts where images
+    are needed and for another task without seeds.
     """
     if kind not in VARIATIONS:
         raise UnknownNameError("seed variation", kind, VARIATIONS)
     least, most, whole = _AMOUNTS.get(kind, (1, float("inf"), True))
-    if not least <= amount <= most or (whole and amount != int(amount)):
+    if not least <= amount <= most or (whole and not float(amount).is_integer()):
         raise ConfigError(
             f"seed variation {kind}: expected {'a whole number' if whole else 'an amount'} from {least:g} "
             f"to {most:g}, found {amount:g}"
@@ -56,7 +56,10 @@ def vary(pool: Samples, kind: str, amount: float, draws: random.Random, elsewher
     if kind in CORRUPTIONS:
         return corrupt(pool, kind, int(amount))
     if kind == "wrong":
-        return _wrong(pool, elsewhere.other(), amount, draws)
+        other = elsewhere.other()
+        if not len(other):
+            raise SeedsError("seed variation wrong: the other task has no seeds")
+        return _wrong(pool, other, amount, draws)
     if kind == "unbalanced":
         return pick(pool, _long_tail(elsewhere.classes().tolist(), amount, draws))
     kept = pick(pool, draws.sample(range(len(pool)), min(int(amount), len(pool))))

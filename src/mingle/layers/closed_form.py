@@ -200,16 +200,18 @@ class TrunkRouter(StemRouter):
 def trunk_of(stack: nn.Module, blocks: str, depth: int) -> nn.Module:
     """The first ``depth`` of a stack's blocks, a ModuleList called ``blocks``, without their experts.
 
-    Only the blocks and modules around experts are copied; all others, and all weights, are the stack's own.
+    Only the blocks, the modules in them that have parts, and modules around experts are copied; all others,
+    and all weights, are the stack's own. So what records attention weights does not see the trunk run.
     """
-    numbered = set(stack.get_submodule(blocks).children())
+    numbered = stack.get_submodule(blocks).children()
+    copied = {part for block in numbered for part in block.modules() if any(True for _ in part.children())}
     own: dict[int, Any] = {id(tensor): tensor for tensor in chain(stack.parameters(), stack.buffers())}
     for module in stack.modules():
         if isinstance(module, MixtureLinear):
             own[id(module)] = module.linear
         elif isinstance(module, MixtureNorm):
             own[id(module)] = module.norm
-        elif module not in numbered and not any(
+        elif module not in copied and not any(
             isinstance(inside, MixtureLinear | MixtureNorm) for inside in module.modules()
         ):
             own[id(module)] = module

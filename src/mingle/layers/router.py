@@ -63,8 +63,20 @@ class SharedGate(Gate):
         self._given.gates = gates
 
     def of(self, x: Tensor, pool: PooledInput) -> Tensor:
-        """The gates of the current forward pass, whatever the layer's own input is."""
-        return spread(self.forward(x), x, pool).to(x.device)
+        """The gates of the current forward pass, whatever the layer's own input is.
+
+        Texts that are written in several ways at once (beams) are rows of x one after the other. Raises
+        RuntimeError for rows that cannot be of these samples.
+        """
+        gates = spread(self.forward(x), x, pool).to(x.device)
+        if x.dim() < 2 or len(x) <= len(gates):
+            return gates
+        if len(x) % len(gates):
+            raise RuntimeError(
+                f"gates of {len(gates)} samples for {len(x)}: what the router reads has to run on the same "
+                "samples right before"
+            )
+        return gates.repeat_interleave(len(x) // len(gates), dim=0)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """The gates of the current forward pass."""

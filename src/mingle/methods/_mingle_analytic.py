@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from mingle.adaptation import (
     RouterStatistics,
@@ -23,7 +24,7 @@ from mingle.adaptation import (
 )
 from mingle.backbones import Batch, count, split
 from mingle.backbones.base_backbone import FORWARD_BATCH
-from mingle.errors import CheckpointError
+from mingle.errors import CheckpointError, ConfigError, MingleError
 from mingle.layers import (
     ClosedFormGate,
     ClosedFormRouter,
@@ -50,39 +51,42 @@ class Mounted(NamedTuple):
     router: ClosedFormRouter | None
 
 
-class _AllRead(Exception):  # noqa: N818 – no error: where reading stops
+class _AllRead(MingleError):  # noqa: N818 – no error, but passed on like ours
     """Ends a forward pass of the base: the one router has read."""
 
 
 def solved_gates(
     state: State, options: ResolvedOptions, newest: Tensors, task: str, batch: Batch
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The ``router`` tensors of a new step, from its seeds, and what to report. Raises DivergedError."""
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The ``router`` tensors of a new step, from its seeds, and the mean gates of all tasks on these seeds,
+    each left out in turn. Raises DivergedError, and ConfigError where routers do not run once a sample.
+    """
     tensors: dict[str, Tensor] = {}
     earlier = [step.tensors["router"] for step in state.steps]
     shares = []
-    for place, seen in _read(state, options, newest, batch).items():
+    for place, read in _read(state, options, newest, batch).items():
+        seen = read[read.any(dim=2)]
         own = router_statistics(seen, options.router_rank)
         known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
         system = RouterSystem([*known, own], options.router_ridge)
-        weight = system.weight()
-        for index, step in enumerate(earlier):
-            weight[index] += step.get(f"{place}.refined", 0)
-        tensors |= {f"{place}.factor": own.factor, f"{place}.mean": own.mean, f"{place}.weight": weight}
+        still = torch.zeros_like(own.mean)
+        refined = torch.stack([*(step.get(f"{place}.refined", still) for step in earlier), still])
+        tensors |= {
+            f"{place}.factor": own.factor,
+            f"{place}.mean": own.mean,
+            f"{place}.weight": system.weight() + refined,
+        }
         if options.router_rank is not None:
             # Leaving a sample out takes all of it away, and so needs all of it to be there.
             system = RouterSystem([*known, router_statistics(seen)], options.router_ridge)
-        shares.append(_decision(options)(system.left_out_scores(seen)).mean(0))
+        scores = system.left_out_scores(read) + read.double() @ refined.mT
+        shares.append(_decision(options)(scores[read.any(dim=2)]).mean(0))
         if options.router_share == "confused" and options.router_form != "raw":
             tensors[f"{place}.confusion"] = _confusion(
                 earlier[-1][f"{place}.confusion"] if earlier else None, shares[-1]
             )
     gates = torch.stack(shares).mean(0).tolist()
-    report = {
-        "gates_on_seeds": dict(zip([*state.tasks, task], gates, strict=True)),
-        "bytes": sum(tensor.nbytes for tensor in tensors.values()),
-    }
-    return tensors, report
+    return tensors, dict(zip([*state.tasks, task], gates, strict=True))
 
 
 def _confusion(earlier: Tensor | None, row: Tensor) -> Tensor:
@@ -181,10 +185,11 @@ def _decision(options: RouterOptions) -> Decision:
 
 
 def _read(state: State, options: ResolvedOptions, newest: Tensors, batch: Batch) -> dict[str, Tensor]:
-    """What a router at every place reads of the samples: (n, d̃).
+    """What a router at every place reads of the samples: (n, k, d̃), rows of zeros are none.
 
-    In the base alone for a trunk or a stem. Elsewhere once in the base and once with the new expert, or the
-    earlier one that stands for it, at gate 1: the two ends of what a sample of the task can meet, (2n, d̃).
+    In the base alone for a trunk or a stem. Elsewhere in the base and with the new expert, or the earlier one
+    that stands for it, at gate 1: the two ends of what a sample of the task can meet; and each time as often
+    as the place runs, which in a decoder is once a token.
     """
     found = _read_once(state.base, options, None, batch)
     if not options.reads_base:
@@ -194,7 +199,7 @@ def _read(state: State, options: ResolvedOptions, newest: Tensors, batch: Batch)
             expert = lone_expert(steps, len(state.steps), name)
             own |= {f"{name}.A": expert.A, f"{name}.B": expert.B}
         more = _read_once(state.base, options, {"experts": own}, batch)
-        found = {reader: torch.cat([part, more[reader]]) for reader, part in found.items()}
+        found = {reader: torch.cat([part, more[reader]], dim=1) for reader, part in found.items()}
     return found
 
 
@@ -203,13 +208,14 @@ def _read_once(
 ) -> dict[str, Tensor]:
     model, layers = mount_experts(State(base), options, expert)
     mounted = mount_routers(base, model, layers, options, {})
-    seen: dict[str, list[Tensor]] = {reader: [] for reader in mounted}
+    calls: dict[str, list[Tensor]] = {reader: [] for reader in mounted}
+    found: dict[str, list[Tensor]] = {reader: [] for reader in mounted}
 
     def see(reader: str, hidden: Sequence[Tensor], pool: PooledInput) -> None:
-        # A text that is written is read at its beginning.
+        # A text that is continued keeps the gates of its beginning.
         if pool.held is None or "router" not in pool.held:
-            seen[reader].append(mounted[reader].gate.reading(hidden, pool))
-        if options.reads_base:
+            calls[reader].append(mounted[reader].gate.reading(hidden, pool))
+        if options.reads_base and sum(map(len, calls[reader])) >= count(part):
             raise _AllRead
 
     own = {}
@@ -222,4 +228,23 @@ def _read_once(
         for part in split(batch, FORWARD_BATCH):
             with suppress(_AllRead):
                 base.backbone.features(model, part)
-    return {reader: torch.cat(parts) for reader, parts in seen.items()}
+            for reader, rows in calls.items():
+                found[reader].append(_by_sample(reader, rows, count(part)))
+                rows.clear()
+    most = {reader: max(part.shape[1] for part in parts) for reader, parts in found.items()}
+    return {
+        reader: torch.cat([pad(part, (0, 0, 0, most[reader] - part.shape[1])) for part in parts])
+        for reader, parts in found.items()
+    }
+
+
+def _by_sample(reader: str, calls: Sequence[Tensor], size: int) -> Tensor:
+    """What one router read in each of its calls, of all samples or of one after the other: (N, k, d̃)."""
+    if calls and all(len(rows) == size for rows in calls):
+        return torch.stack([*calls], dim=1)
+    if sum(map(len, calls)) == size:
+        return torch.cat([*calls])[:, None]
+    raise ConfigError(
+        f"router_reads: {reader!r} reads {[len(rows) for rows in calls]} samples in its calls, expected all "
+        f"{size} seeds of a batch in each, or each in one of them; use another router_reads"
+    )

@@ -99,7 +99,7 @@ class RouterOptions(GateOptions):
     router_reads: Literal["trunk", "stem", "block", "layer"] = "trunk"
     router_depths: tuple[int, ...] | None = Field(None, min_length=1)
     router_features: RouterFeatures = "mean+std+first"
-    router_ridge: float = Field(1e-2, gt=0)
+    router_ridge: float = Field(1e-2, ge=1e-10)
     router_rank: int | None = Field(None, ge=1)
     router_form: RouterForm = "softmax"
     router_temperature: float = Field(0.05, gt=0)

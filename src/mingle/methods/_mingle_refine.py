@@ -46,14 +46,20 @@ def analytic_gates(
     generator, pool = derived_generator(arrival, len(state.steps)), require_pool(arrival)
     if not options.refine:
         chosen, seed_info = unlooked_seeds(arrival, options, replay, generator)
-        tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, chosen))
-        return tensors, {"router": found, "seeds": seed_info}, look_at_seeds(state.base, arrival)
+        tensors, gates = solved_gates(state, options, newest, arrival.name, take(pool.batch, chosen))
+        looks = look_at_seeds(state.base, arrival)
+        return tensors, {"router": _router_report(tensors, gates), "seeds": seed_info}, looks
     seeds = choose_seeds(state.base, arrival, options, replay, generator)
-    tensors, found = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
-    similar = confused_with(found["gates_on_seeds"], arrival.name, options.similar)
+    tensors, gates = solved_gates(state, options, newest, arrival.name, take(pool.batch, seeds.chosen))
+    similar = confused_with(gates, arrival.name, options.similar)
     protected = [step.tensors["router"] for step in state.steps if step.task not in similar]
     tensors, losses = _refined(state, options, newest, tensors, seeds, protected, generator, progress)
-    return tensors, {"router": found, "seeds": seeds.report, "losses": losses}, seeds.looks
+    report = {"router": _router_report(tensors, gates), "seeds": seeds.report}
+    return tensors, report | {"losses": losses}, seeds.looks
+
+
+def _router_report(tensors: Mapping[str, Tensor], gates: Mapping[str, float]) -> dict[str, Any]:
+    return {"gates_on_seeds": dict(gates), "bytes": sum(tensor.nbytes for tensor in tensors.values())}
 
 
 def _refined(

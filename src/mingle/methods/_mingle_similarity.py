@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from mingle.layers import LowRankExpert
 
@@ -15,15 +14,16 @@ from mingle.layers import LowRankExpert
 def shared_energy(new: LowRankExpert, earlier: Sequence[LowRankExpert]) -> Tensor:
     """``[‖A V_jᵀ‖², ‖A‖² r_j / d_in, ‖A‖²]`` for every earlier expert (T, 3), in float64.
 
-    V_j: the rows of A_j at unit length, which are orthogonal. The first is the part of ‖B A‖² that reads what
-    task j's expert reads, the second what it would be of an expert that has nothing to do with it.
+    V_j: an orthonormal basis of the rows of A_j. The first is the part of ‖B A‖² that reads what task j's
+    expert reads, the second what it would be of an expert that has nothing to do with it.
     """
     own = new.A.double()
     total = own.square().sum()
     rows = []
     for expert in earlier:
-        basis = normalize(expert.A[expert.A.any(dim=1)].double(), dim=1)
-        rows.append(torch.stack([(own @ basis.mT).square().sum(), total * len(basis) / own.shape[1], total]))
+        basis = torch.linalg.qr(expert.A[expert.A.any(dim=1)].double().mT).Q
+        reads = (own @ basis).square().sum()
+        rows.append(torch.stack([reads, total * basis.shape[1] / own.shape[1], total]))
     return torch.stack(rows) if rows else own.new_zeros(0, 3)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mingle.backbones import count, split, take
 from mingle.backbones.base_backbone import FORWARD_BATCH
-from mingle.methods.base_experts import Tensors
 from mingle.methods.base_method import Arrival, Base, State
 
 ASKED, FEWEST = 48, 32
@@ -95,7 +94,7 @@ def nearest_task(state: State, router: Mapping[str, Tensor], seeds: int) -> str 
 
     ``‖m − m_i‖² ≤ 2.5 (tr Σ / n + tr Σ_i / n_i)``, over all places where routers read, with
     ``tr Σ = ‖F‖² − ‖m‖²``; about 1 is what two draws from one task give. ``router``: the tensors of the new
-    step. None where no task is as near, or there are no statistics.
+    step, with F as long as its seeds make it. None where no task is as near, or there are no statistics.
     """
     means = [name for name in router if name.endswith(".mean")]
     distances = {}
@@ -115,18 +114,22 @@ def _spread(router: Mapping[str, Tensor], means: list[str]) -> float:
 
 
 def seed_check(
-    state: State, task: str, added: Tensors, seeds: Mapping[str, Any], looks: SeedLooks | None
+    state: State,
+    task: str,
+    router: Mapping[str, Tensor],
+    seeds: Mapping[str, Any],
+    looks: SeedLooks | None,
 ) -> dict[str, Any]:
     """``seed_check`` of a step's report: what was found and expected, and a ``warning`` where it is less.
 
-    ``added``: the tensors of the step's gates; ``seeds``: the report on its seeds. Empty without ``looks``.
+    ``router``: see `nearest_task`; ``seeds``: the report on the step's seeds. Empty without ``looks``.
     """
     if looks is None:
         return {}
     found: dict[str, Any] = {**looks._asdict(), "expected": looks.expected}
     if not looks.doubtful:
         return {"seed_check": found}
-    near = nearest_task(state, added.get("router", {}), seeds["used"])
+    near = nearest_task(state, router, seeds["used"])
     where = "" if near is None else f", and they lie where the seeds of task {near!r} lay"
     warning = (
         f"task {task!r}: seeds from {seeds['source']} do not look like its task: the checkpoint tells them "

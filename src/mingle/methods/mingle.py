@@ -112,7 +112,9 @@ class Mingle(Method[MingleOptions]):
         else:
             gates, subspace, report, looks = adapt_gates(state, arrival, options, newest, replay, progress)
             added = {"gates": gates, "subspace": subspace}
-        return added, report | seed_check(state, arrival.name, added, report["seeds"], looks)
+        # Statistics that are cut do not tell how far samples spread.
+        whole = added.get("router", {}) if options.router_rank is None else {}
+        return added, report | seed_check(state, arrival.name, whole, report["seeds"], looks)
 
 
 PLUGIN = Mingle
