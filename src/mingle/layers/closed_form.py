@@ -37,7 +37,8 @@ class Reading(NamedTuple):
         """
         if pool.held is not None and "router" in pool.held:
             return pool.held["router"]
-        parts = [part for x in hidden for part in self._parts(x, pool)]
+        # Blocks may be on devices of their own.
+        parts = [part.to(hidden[-1].device) for x in hidden for part in self._parts(x, pool)]
         read = torch.cat([*parts, parts[0].new_ones(len(parts[0]), 1)], dim=1)
         read = read if pool.samples is None else read[:: len(read) // pool.samples]
         if pool.held is not None:

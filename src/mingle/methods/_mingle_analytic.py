@@ -151,9 +151,8 @@ def mount_routers(
         )
         router = None
         if options.router_reads != "layer":
-            module = model.get_submodule(reader)
-            router = _router(gate, pool, base, model, module, options)
-            router.serve(module)
+            router = _router(gate, pool, base, model, options)
+            router.serve(model.get_submodule(reader))
         held = gate if router is None else router.gate
         held.reduction = options.gate_reduction
         for name in linears:
@@ -163,19 +162,14 @@ def mount_routers(
 
 
 def _router(
-    gate: ClosedFormGate,
-    pool: PooledInput,
-    base: Base,
-    model: nn.Module,
-    reader: nn.Module,
-    options: MingleOptions,
+    gate: ClosedFormGate, pool: PooledInput, base: Base, model: nn.Module, options: MingleOptions
 ) -> ClosedFormRouter:
     if options.router_reads == "block":
         return ClosedFormRouter(gate, pool)
     stack = stack_of(base, options)
     if options.router_reads == "stem":
         return StemRouter(gate, pool, [model.get_submodule(stack.block(depth - 1)) for depth in stack.depths])
-    trunk = trunk_of(reader, stack.blocks, stack.depths[-1])
+    trunk = trunk_of(model.get_submodule(stack.name), stack.blocks, stack.depths[-1])
     blocks = list(trunk.get_submodule(stack.blocks).children())
     return TrunkRouter(gate, pool, trunk, [blocks[depth - 1] for depth in stack.depths])
 
