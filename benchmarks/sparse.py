@@ -37,6 +37,7 @@ from mingle.layers import (
     wrap,
 )
 from mingle.methods._mingle_options import MingleOptions
+from mingle.methods._mingle_resolve import default_depths
 from mingle.provenance import machine, versions
 
 STACK, SEEDS, SPREAD = "vision_model.encoder", 8, 2.0
@@ -84,7 +85,7 @@ def read(blocks: int, tasks: int) -> list[Tensor]:
 
 
 def _serving(stack: nn.Module, weight: Tensor | None, pool: PooledInput, blocks: int) -> TrunkRouter:
-    depths = [quarters * blocks // 4 for quarters in (1, 2, 3)]
+    depths = default_depths(ROUTER, blocks)
     trunk = trunk_of(stack, "layers", depths[-1])
     read_of = [trunk.get_submodule(f"layers.{depth - 1}") for depth in depths]
     decision = Decision(ROUTER.router_form, ROUTER.router_temperature)

@@ -71,7 +71,7 @@ class RouterSystem:
         exact = read.detach().double()
         solved = self._solved(exact.flatten(0, 1).mT).mT.reshape(exact.shape)
         leverage = exact @ solved.mT / exact.any(dim=2).sum()
-        scores = exact @ self.weight().mT
+        scores = solved @ self._means
         scores[..., -1] -= leverage.sum(dim=2)
         kept = torch.eye(read.shape[1], dtype=scores.dtype) - leverage
         left_out: Tensor = torch.linalg.solve(kept, scores)

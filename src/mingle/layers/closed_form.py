@@ -94,7 +94,7 @@ class ClosedFormGate(Gate):
 
     def of(self, x: Tensor, pool: PooledInput) -> Tensor:
         """X (N, …, d) -> gates (N, T)."""
-        return spread(self.reduced(self.of_samples([x], pool)), x, pool)
+        return spread(self.reduced(self.of_samples([x], pool)), x)
 
     def of_samples(self, hidden: Sequence[Tensor], pool: PooledInput) -> Tensor:
         """One row for every sample, in how many rows ever it is cut."""
@@ -205,7 +205,7 @@ def trunk_of(stack: nn.Module, blocks: str, depth: int) -> nn.Module:
     and all weights, are the stack's own. So what records attention weights does not see the trunk run.
     """
     numbered = stack.get_submodule(blocks).children()
-    copied = {part for block in numbered for part in block.modules() if any(True for _ in part.children())}
+    copied = {part for block in numbered for part in block.modules() if list(part.children())}
     own: dict[int, Any] = {id(tensor): tensor for tensor in chain(stack.parameters(), stack.buffers())}
     for module in stack.modules():
         if isinstance(module, MixtureLinear):

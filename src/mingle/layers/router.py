@@ -63,20 +63,9 @@ class SharedGate(Gate):
         self._given.gates = gates
 
     def of(self, x: Tensor, pool: PooledInput) -> Tensor:
-        """The gates of the current forward pass, whatever the layer's own input is.
-
-        Texts that are written in several ways at once (beams) are rows of x one after the other. Raises
-        RuntimeError for rows that cannot be of these samples.
-        """
-        gates = spread(self.forward(x), x, pool).to(x.device)
-        if x.dim() < 2 or len(x) <= len(gates):
-            return gates
-        if len(x) % len(gates):
-            raise RuntimeError(
-                f"gates of {len(gates)} samples for {len(x)}: what the router reads has to run on the same "
-                "samples right before"
-            )
-        return gates.repeat_interleave(len(x) // len(gates), dim=0)
+        """The gates of the current forward pass, whatever the layer's own input is. Raises RuntimeError."""
+        del pool
+        return spread(self.forward(x), x).to(x.device)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """The gates of the current forward pass."""
@@ -90,9 +79,20 @@ class SharedGate(Gate):
         return {**self.__dict__, "_given": _Given()}
 
 
-def spread(gates: Tensor, x: Tensor, pool: PooledInput) -> Tensor:
-    """The gates of samples (N, T) for the rows of x: every row that a sample is cut into has the sample's."""
-    return gates if pool.samples is None else gates.repeat_interleave(len(x) // pool.samples, dim=0)
+def spread(gates: Tensor, x: Tensor) -> Tensor:
+    """The gates of samples (N, T) for the rows of x, where a sample may have several, one after the other.
+
+    So it has where it is cut (windows of a picture), and where a text is written in several ways (beams).
+    Raises RuntimeError for rows that cannot be of these samples.
+    """
+    if x.dim() < 2 or len(x) <= len(gates):
+        return gates
+    if len(x) % len(gates):
+        raise RuntimeError(
+            f"gates of {len(gates)} samples for {len(x)}: what the router reads has to run on the same "
+            "samples right before"
+        )
+    return gates.repeat_interleave(len(x) // len(gates), dim=0)
 
 
 class RoutedMLP(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from mingle.adaptation import (
     RouterStatistics,
@@ -65,7 +65,8 @@ def solved_gates(
     earlier = [step.tensors["router"] for step in state.steps]
     shares = []
     for place, read in _read(state, options, newest, batch).items():
-        seen = read[read.any(dim=2)]
+        real = read.any(dim=2)
+        seen = read[real]
         own = router_statistics(seen, options.router_rank)
         known = [RouterStatistics(step[f"{place}.factor"], step[f"{place}.mean"]) for step in earlier]
         system = RouterSystem([*known, own], options.router_ridge)
@@ -80,7 +81,7 @@ def solved_gates(
             # Leaving a sample out takes all of it away, and so needs all of it to be there.
             system = RouterSystem([*known, router_statistics(seen)], options.router_ridge)
         scores = system.left_out_scores(read) + read.double() @ refined.mT
-        shares.append(_decision(options)(scores[read.any(dim=2)]).mean(0))
+        shares.append(_decision(options)(scores[real]).mean(0))
         if options.router_share == "confused" and options.router_form != "raw":
             tensors[f"{place}.confusion"] = _confusion(
                 earlier[-1][f"{place}.confusion"] if earlier else None, shares[-1]
@@ -223,13 +224,9 @@ def _read_once(
             with suppress(_AllRead):
                 base.backbone.features(model, part)
             for reader, rows in calls.items():
-                found[reader].append(_by_sample(reader, rows, count(part)))
+                found[reader] += _by_sample(reader, rows, count(part))
                 rows.clear()
-    most = {reader: max(part.shape[1] for part in parts) for reader, parts in found.items()}
-    return {
-        reader: torch.cat([pad(part, (0, 0, 0, most[reader] - part.shape[1])) for part in parts])
-        for reader, parts in found.items()
-    }
+    return {reader: pad_sequence(samples, batch_first=True) for reader, samples in found.items()}
 
 
 def _by_sample(reader: str, calls: Sequence[Tensor], size: int) -> Tensor:

@@ -107,7 +107,7 @@ def stack_of(base: Base, options: MingleOptions) -> Stack:
     size = len(list(base.outline.get_submodule(blocks).children()))
     # What comes after a stem is what has experts.
     most = size - 1 if options.router_reads == "stem" else size
-    depths = options.router_depths or _depths(options, size)
+    depths = options.router_depths or default_depths(options, size)
     if list(depths) != sorted(set(depths)) or not 1 <= depths[0] <= depths[-1] <= most:
         raise ConfigError(
             f"router_depths: expected rising numbers from 1 to {most} ({blocks} has {size} blocks), "
@@ -117,7 +117,8 @@ def stack_of(base: Base, options: MingleOptions) -> Stack:
     return Stack(stack, local, tuple(depths))
 
 
-def _depths(options: RouterOptions, size: int) -> list[int]:
+def default_depths(options: RouterOptions, size: int) -> list[int]:
+    """After how many of so many blocks a trunk or a stem is read, where the options do not say it."""
     quarter = max(1, size // 4)
     if options.router_reads == "stem":
         return list(range(1, quarter + 1))
